@@ -1,0 +1,1 @@
+"""Inspect evals: one thin folder each, no mathematics."""

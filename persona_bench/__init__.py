@@ -1,0 +1,1 @@
+"""A reproducible benchmark suite for persona vectors, built on Inspect."""

@@ -1,0 +1,1 @@
+"""Logs to tables to verdicts to figures and report."""

@@ -1,0 +1,1 @@
+"""What is asked: traits, claims, presets. No torch, no Inspect."""

@@ -1,0 +1,1 @@
+"""Weights to tokens and activations. Torch, no Inspect."""
