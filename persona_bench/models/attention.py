@@ -1,0 +1,214 @@
+"""Key-value slots and the attention that reads them: a row's result never depends on what it is batched with.
+
+Two choices make that true, bit for bit, in bfloat16 on CPU (`tests/test_invariance.py` holds it on real weights):
+every slot is padded on the right, with the key length rounded up to a multiple of `KV_STEP`, so vectorised kernels
+see whole vectors whatever the neighbours' lengths; and query heads that share a key head are folded into one matrix
+product whose rows are computed alike whatever their number, which fused attention kernels do not promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ATTENTION_NAME = "persona_bench"
+KV_STEP = 32
+
+
+@dataclass
+class Frame:
+    """Where the rows of one forward pass live and what each may see.
+
+    Attributes:
+        low: first slot of the rows.
+        positions: `(rows, tokens)`, the position of each input token in its row.
+        kv_length: how many cache positions are read, a multiple of `KV_STEP`.
+        uniform_start: the common start position when all rows start at the same one, else None.
+    """
+
+    low: int
+    positions: Tensor
+    kv_length: int
+    uniform_start: int | None
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor:
+        """Additive float32 mask `(rows, 1, tokens, kv_length)`: causal, and within `window` keys where one is set."""
+        if window not in self._masks:
+            keys = torch.arange(self.kv_length, device=self.positions.device)
+            queries = self.positions[:, :, None]
+            hidden = keys > queries
+            if window is not None:
+                hidden = hidden | (keys <= queries - window)
+            zeros = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+            self._masks[window] = zeros.masked_fill_(hidden, float("-inf"))[:, None]
+        return self._masks[window]
+
+
+_active: list[Frame] = []
+
+
+def round_up(length: int) -> int:
+    """The smallest multiple of `KV_STEP` that is at least `length`."""
+    return -(-length // KV_STEP) * KV_STEP
+
+
+class SlotCache:
+    """Keys and values of up to `n_slots` rows, each in its own right-padded slot.
+
+    Speaks as much of the transformers cache protocol as decoder blocks use (`update`, `get_seq_length`). The rows of
+    a forward pass are always a contiguous range of slots, so reading them copies nothing.
+    """
+
+    def __init__(self, n_layers: int, n_slots: int, capacity: int) -> None:
+        self.n_slots = n_slots
+        self.capacity = round_up(capacity)
+        self._keys: list[Tensor | None] = [None] * n_layers
+        self._values: list[Tensor | None] = [None] * n_layers
+        self._frame: Frame | None = None
+
+    @contextmanager
+    def frame(self, low: int, starts: list[int], n_tokens: int, device: torch.device) -> Iterator[Frame]:
+        """Make rows `low .. low + len(starts) - 1` current for one forward pass of `n_tokens` input tokens each."""
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_tokens, device=device)
+        uniform = starts[0] if len(set(starts)) == 1 else None
+        frame = Frame(low, positions, round_up(max(starts) + n_tokens), uniform)
+        self._frame = frame
+        _active.append(frame)
+        try:
+            yield frame
+        finally:
+            _active.pop()
+            self._frame = None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store `(rows, kv_heads, tokens, head_dim)` at the frame's positions and return what the rows may read."""
+        frame = self._frame
+        assert frame is not None
+        stored_keys, stored_values = self._layer(layer_idx, keys, values)
+        rows, _heads, tokens, _dim = keys.shape
+        high = frame.low + rows
+        if frame.uniform_start is not None:
+            end = frame.uniform_start + tokens
+            stored_keys[frame.low : high, :, frame.uniform_start : end] = keys
+            stored_values[frame.low : high, :, frame.uniform_start : end] = values
+        else:
+            index = torch.arange(frame.low, high, device=keys.device)[:, None]
+            stored_keys[index, :, frame.positions] = keys.transpose(1, 2)
+            stored_values[index, :, frame.positions] = values.transpose(1, 2)
+        return (
+            stored_keys[frame.low : high, :, : frame.kv_length],
+            stored_values[frame.low : high, :, : frame.kv_length],
+        )
+
+    def _layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        stored_keys, stored_values = self._keys[layer_idx], self._values[layer_idx]
+        if stored_keys is None or stored_values is None:
+            # Zeros, not empty memory: a masked NaN would still poison the product with the values.
+            shape = (self.n_slots, keys.shape[1], self.capacity)
+            stored_keys = keys.new_zeros((*shape, keys.shape[3]))
+            stored_values = values.new_zeros((*shape, values.shape[3]))
+            self._keys[layer_idx], self._values[layer_idx] = stored_keys, stored_values
+        return stored_keys, stored_values
+
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
+        """Start position of the current frame (only asked for by models that were not given position ids)."""
+        return 0 if self._frame is None else int(self._frame.positions[0, 0])
+
+    def grow(self, capacity: int) -> None:
+        """Make room for rows of up to `capacity` positions, keeping what is stored."""
+        added = round_up(capacity) - self.capacity
+        self.capacity += added
+        for stored in (self._keys, self._values):
+            for layer, tensor in enumerate(stored):
+                if tensor is not None:
+                    stored[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, added))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of slot `source` over slot `target`."""
+        for stored in (*self._keys, *self._values):
+            if stored is not None:
+                stored[target, :, :length] = stored[source, :, :length]
+
+    def read(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Copies of the first `length` keys and values of a slot, per layer `(kv_heads, length, head_dim)`."""
+        return [
+            (keys[slot, :, :length].clone(), values[slot, :, :length].clone())
+            for keys, values in zip(self._keys, self._values, strict=True)
+            if keys is not None and values is not None
+        ]
+
+    def write(self, low: int, high: int, prefix: list[tuple[Tensor, Tensor]]) -> None:
+        """Place one prefix (as returned by `read`) at the start of slots `low .. high - 1`."""
+        for layer, (keys, values) in enumerate(prefix):
+            stored_keys, stored_values = self._layer(layer, keys[None], values[None])
+            stored_keys[low:high, :, : keys.shape[1]] = keys
+            stored_values[low:high, :, : values.shape[1]] = values
+
+
+def slot_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the current frame, registered with transformers as `persona_bench`.
+
+    Args:
+        module: the attention module that calls.
+        query: `(rows, heads, tokens, head_dim)`.
+        key: `(rows, kv_heads, kv_length, head_dim)`.
+        value: `(rows, kv_heads, kv_length, head_dim)`.
+        attention_mask: unused; the frame knows who sees what.
+        scaling: factor on the scores, default `head_dim ** -0.5`.
+        dropout: unused, the engine never trains.
+        softcap: Gemma-2-style cap on the scores.
+        sliding_window: how many keys a query sees, None for all.
+
+    Returns:
+        `(rows, tokens, heads, head_dim)` and None in the place of attention weights.
+
+    Raises:
+        RuntimeError: if called outside the engine, where no frame is set.
+    """
+    if not _active:
+        raise RuntimeError(
+            "this model's attention belongs to the persona-bench engine; call model.set_attn_implementation('sdpa') "
+            "before using it directly"
+        )
+    rows, heads, tokens, dim = query.shape
+    kv_heads, kv_length = key.shape[1], key.shape[2]
+    mask = _active[-1].mask(sliding_window)
+    scale = dim**-0.5 if scaling is None else scaling
+    if query.device.type != "cpu" and softcap is None:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.to(query.dtype), scale=scale, enable_gqa=heads != kv_heads
+        )
+        return out.transpose(1, 2), None
+    group = heads // kv_heads
+    folded = query.reshape(rows, kv_heads, group * tokens, dim)
+    scores = torch.matmul(folded, key.transpose(2, 3)).float().mul_(scale)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    scores = scores.view(rows, kv_heads, group, tokens, kv_length).add_(mask[:, :, None])
+    weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * tokens, kv_length)
+    out = torch.matmul(weights, value).view(rows, heads, tokens, dim)
+    return out.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `persona_bench` known to transformers as an attention implementation (idempotent)."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, slot_attention)

