@@ -1,0 +1,723 @@
+"""Sample frames to tidy tables: one row a cell, every number with its interval, its count and its log.
+
+A table is a pure function of the frames, the seed and the number of resamples: no dates, no timings, no paths. The
+same frames give byte-identical CSV files.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from persona_bench.analysis import statistics as st
+from persona_bench.errors import DataError
+
+__all__ = [
+    "COHERENCE_SHARE",
+    "GATE_AUROC",
+    "GATE_BALANCED_ACCURACY",
+    "MMLU_CHANCE",
+    "SAMPLE_COLUMNS",
+    "TABLE_COLUMNS",
+    "Samples",
+    "build_tables",
+    "choose_steering",
+    "control_of",
+    "log_names",
+    "monitoring_points",
+    "read_tables",
+    "scored",
+    "write_tables",
+]
+
+Row = dict[str, Any]
+
+GATE_AUROC = 0.90
+"""A judge below this on the labelled answers decides no claim."""
+GATE_BALANCED_ACCURACY = 0.80
+"""A judge below this at the cut of 50 decides no claim."""
+COHERENCE_SHARE = 0.5
+"""A steered cell is usable while it keeps this share of the unsteered coherence."""
+SCORED_SHARE = 0.5
+"""A cell where more than half of the answers are refusals or unscored cannot be chosen."""
+MMLU_CHANCE = 0.25
+"""Four options a question."""
+CONTROL_DOSE_TOLERANCE = 0.25
+"""A random control counts as one of the same dose if its relative dose differs by no more than this share."""
+_SCORE = (0.0, 100.0)
+
+SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "judge": (
+        *("trait", "grader", "method", "question_id", "half", "level", "kind"),
+        *("trait_score", "status", "coherence", "log"),
+    ),
+    "elicitation": (
+        *("trait", "side", "pair", "question_id", "epoch", "status", "trait_score", "coherence"),
+        *("kept", "drop_reason", "log"),
+    ),
+    "steering": (
+        *("trait", "vector", "layer", "coefficient", "relative_dose", "question_id", "half", "epoch"),
+        *("status", "trait_score", "coherence", "log"),
+    ),
+    "monitoring": (
+        *("trait", "rung", "question_id", "half", "epoch", "status", "trait_score", "coherence"),
+        *("sample_id", "log"),
+    ),
+    "projections": ("sample_id", "trait", "direction", "layer", "prompt_last", "response_avg"),
+    "mmlu": (
+        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "source", "question_id"),
+        *("correct", "margin", "status", "log"),
+    ),
+    "vectors": (
+        *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
+        *("warning", "chosen", "vector_id"),
+    ),
+}
+"""The columns that each sample frame must have."""
+
+
+def _with_interval(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+
+
+_COUNTS = ("n", "n_scored", "n_refusal", "n_unscored")
+
+TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "judge": (
+        *("trait", "grader", "method", "half", "n", "n_scored", "n_refusal", "n_unscored"),
+        *_with_interval("auroc", "balanced_accuracy", "spearman"),
+        *("passes", "chosen", "log"),
+    ),
+    "elicitation": (
+        *("trait", "side", *_COUNTS),
+        *_with_interval("trait_score", "coherence"),
+        *("kept", "dropped_score", "dropped_coherence", "dropped_refusal", "dropped_length", "dropped_unscored"),
+        *_with_interval("difference"),
+        *("difference_p", "log"),
+    ),
+    "steering": (
+        *("trait", "vector", "layer", "coefficient", "relative_dose", "half", *_COUNTS, "n_questions"),
+        *_with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
+        "log",
+    ),
+    "steering_choice": (
+        *("trait", "sign", "layer", "coefficient", "relative_dose", "trait_score", "coherence", "n"),
+        *("reason", "log"),
+    ),
+    "monitoring": (
+        *("trait", "direction", "layer", "position", "half", "chosen_layer", "n", "n_scored", "n_unscored"),
+        *("n_questions", *_with_interval("r", "r_within"), "n_conditions", "n_left_out", "log"),
+    ),
+    "monitoring_rungs": (
+        *("trait", "rung", "half", *_COUNTS, *_with_interval("trait_score", "coherence")),
+        *(*_with_interval("projection"), "layer", "log"),
+    ),
+    "monitoring_points": (
+        *("trait", "rung", "question_id", "half", "layer", "n_scored", "trait_score", "prompt_last"),
+        *("response_avg", "log"),
+    ),
+    "mmlu": (
+        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "n", "n_unscored"),
+        *_with_interval("accuracy", "difference"),
+        *("n_paired", "mcnemar_p", "margin", "above_chance", "log"),
+    ),
+    "vectors": (
+        *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
+        *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
+    ),
+}
+"""The columns of each table, in the order of the CSV file."""
+
+_SORT: Mapping[str, tuple[str, ...]] = {
+    "judge": ("trait", "grader", "method", "half"),
+    "elicitation": ("trait", "side"),
+    "steering": ("trait", "half", "vector", "layer", "coefficient"),
+    "steering_choice": ("trait", "sign"),
+    "monitoring": ("trait", "half", "direction", "layer", "position"),
+    "monitoring_rungs": ("trait", "half", "rung"),
+    "monitoring_points": ("trait", "rung", "question_id"),
+    "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
+    "vectors": ("trait", "layer", "vector_id"),
+}
+_TEXT = frozenset(
+    "trait grader method half side vector sign reason direction position scoring warning vector_id log claim "
+    "statement paper_value verdict section rule question_id".split()
+)
+
+
+def _empty(name: str) -> pd.DataFrame:
+    return pd.DataFrame({column: pd.Series(dtype=object) for column in SAMPLE_COLUMNS[name]})
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Everything that was measured, one row a sample; any frame may be empty.
+
+    `trait_score` and `coherence` are points of 0..100, `status` is scored, refusal or unscored, `coefficient` is in
+    multiples of the raw vector, `relative_dose` is the signed share |alpha v| / mean |h_l|, and `log` is a name of the
+    log that stays the same between runs. `SAMPLE_COLUMNS` lists the columns of each frame.
+
+    Attributes:
+        judge: answers with a known level, scored by the judge.
+        elicitation: answers under positive and negative instructions.
+        steering: answers under each vector, layer and coefficient; `vector` is persona, random or none.
+        monitoring: answers under a ladder of system prompts, `rung` 0..7.
+        projections: projections of the monitored samples, one row a sample, direction and layer.
+        mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
+        vectors: one row a layer of each vector.
+
+    Raises:
+        DataError: a frame lacks a column.
+    """
+
+    judge: pd.DataFrame = field(default_factory=lambda: _empty("judge"))
+    elicitation: pd.DataFrame = field(default_factory=lambda: _empty("elicitation"))
+    steering: pd.DataFrame = field(default_factory=lambda: _empty("steering"))
+    monitoring: pd.DataFrame = field(default_factory=lambda: _empty("monitoring"))
+    projections: pd.DataFrame = field(default_factory=lambda: _empty("projections"))
+    mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
+    vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
+
+    def __post_init__(self) -> None:
+        for name in SAMPLE_COLUMNS:
+            frame: pd.DataFrame = getattr(self, name)
+            missing = [column for column in SAMPLE_COLUMNS[name] if column not in frame.columns]
+            if missing:
+                raise DataError(
+                    f"The sample frame '{name}' lacks the column(s) {', '.join(missing)}: "
+                    f"it must have {', '.join(SAMPLE_COLUMNS[name])}"
+                )
+
+    @property
+    def traits(self) -> list[str]:
+        """The traits that occur in any frame, sorted."""
+        found: set[str] = set()
+        for frame in (getattr(self, part.name) for part in fields(self)):
+            found |= {str(trait) for trait in frame["trait"].dropna().unique()}
+        return sorted(found - {""})
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """How to resample: handed down so that every estimate gets a stream of its own."""
+
+    seed: int
+    resamples: int
+
+    def rng(self, *key: object) -> np.random.Generator:
+        return st.stream(self.seed, *key)
+
+
+def build_tables(
+    samples: Samples,
+    *,
+    seed: int = 0,
+    resamples: int = st.RESAMPLES,
+    judge_methods: Mapping[str, str] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """All tables of a run.
+
+    Args:
+        samples: what was measured.
+        seed: of the resampling.
+        resamples: bootstrap resamples for each interval.
+        judge_methods: trait -> the judging method the run used. Where a trait is missing, the method with the
+            highest AUROC on the calibrate half is taken as the one used.
+
+    Returns:
+        Table name -> frame with the columns of `TABLE_COLUMNS`; an empty frame where nothing was measured.
+    """
+    draw = _Draw(seed, resamples)
+    steering = _steering_table(samples.steering, draw)
+    choice = choose_steering(steering)
+    layers = _chosen_layers(samples.vectors, choice)
+    tables = {
+        "judge": _judge_table(samples.judge, draw, judge_methods or {}),
+        "elicitation": _elicitation_table(samples.elicitation, draw),
+        "steering": steering,
+        "steering_choice": choice,
+        "monitoring": _monitoring_table(samples, layers, draw),
+        "monitoring_rungs": _rung_table(samples, layers, draw),
+        "monitoring_points": _point_table(samples, layers),
+        "mmlu": _mmlu_table(samples.mmlu, draw),
+        "vectors": _vector_table(samples.vectors),
+    }
+    return {name: _ordered(name, table) for name, table in tables.items()}
+
+
+def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """Write each table as `<name>.csv`: six significant digits, sorted rows, the same bytes for the same frames.
+
+    Args:
+        tables: name -> frame, as `build_tables` gives them; other frames keep their row order.
+        folder: is made where it does not exist.
+
+    Returns:
+        The files, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in sorted(tables):
+        path = folder / f"{name}.csv"
+        tables[name].to_csv(path, index=False, float_format="%.6g", lineterminator="\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read what `write_tables` wrote, so that figures can be drawn from the files alone.
+
+    Args:
+        folder: with the CSV files; a table without a file comes back empty.
+
+    Raises:
+        DataError: a file lacks a column, or the folder holds no table at all.
+    """
+    tables = {}
+    for name, columns in TABLE_COLUMNS.items():
+        path = folder / f"{name}.csv"
+        if not path.exists():
+            tables[name] = pd.DataFrame(columns=list(columns))
+            continue
+        # Only an empty field is missing: a trait may well be called "null" or "NA".
+        text = {column: str for column in columns if column in _TEXT}
+        frame = pd.read_csv(
+            path, dtype=text, keep_default_na=False, na_values={c: "" for c in columns if c not in text}
+        )
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise DataError(f"The table {path} lacks the column(s) {', '.join(missing)}: write the tables anew")
+        tables[name] = frame
+    if all(table.empty for table in tables.values()):
+        raise DataError(f"No table found in {folder}: name a folder that holds steering.csv and its like")
+    return tables
+
+
+def scored(frame: pd.DataFrame) -> pd.Series:
+    """The trait scores, NaN wherever the judge gave none or the answer is a refusal."""
+    return pd.to_numeric(frame["trait_score"]).where(frame["status"] == "scored").astype(float)
+
+
+def log_names(frame: pd.DataFrame) -> str:
+    """The logs that a group of samples comes from, joined by "; "."""
+    return "; ".join(sorted({str(name) for name in frame["log"].dropna()})) if "log" in frame else ""
+
+
+def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
+    """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
+
+    Among the cells of the persona vector with that sign on the half "select", a cell qualifies if it keeps at least
+    half of the unsteered coherence and at least half of its answers have a trait score. Of those, the positive choice
+    is the one with the highest mean trait score, the negative choice the one with the lowest; ties go to the smaller
+    dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice is the mirror
+    of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its result.
+
+    Args:
+        steering: the steering table.
+
+    Returns:
+        One row a trait and sign; `layer` is NaN where nothing qualifies, and `reason` says why.
+    """
+    rows: list[Row] = []
+    for key, part in _groups(steering, "trait"):
+        select = part[part["half"] == "select"]
+        positive = _choose(select, +1)
+        negative = _choose(select, -1)
+        if not ((select["vector"] == "persona") & (select["coefficient"] < 0)).any() and not positive["reason"]:
+            mirror = part[
+                (part["vector"] == "persona")
+                & (part["layer"] == positive["layer"])
+                & np.isclose(part["coefficient"].astype(float), -positive["coefficient"])
+            ]
+            if not mirror.empty:
+                dose = float(mirror["relative_dose"].iloc[0])
+                negative = {**_NO_CHOICE, "layer": positive["layer"], "coefficient": -positive["coefficient"]}
+                negative |= {"relative_dose": dose, "log": "; ".join(sorted(set(mirror["log"])))}
+        rows += [{**key, "sign": "positive", **positive}, {**key, "sign": "negative", **negative}]
+    return _frame("steering_choice", rows)
+
+
+def control_of(cells: pd.DataFrame, layer: float, relative_dose: float) -> pd.DataFrame:
+    """The random-vector cell that a persona cell is compared with.
+
+    A control must have a relative dose within a quarter of the cell's, whatever its sign: for a random direction the
+    sign means nothing. The same layer comes first, then the same sign, then the nearest dose.
+
+    Args:
+        cells: rows with `vector`, `layer`, `coefficient` and `relative_dose`, of one trait and half.
+        layer: of the persona cell.
+        relative_dose: of the persona cell, signed.
+
+    Returns:
+        The rows of that control, or no rows.
+    """
+    random: pd.DataFrame = cells[cells["vector"] == "random"]
+    ratio = random["relative_dose"].astype(float).abs() / abs(relative_dose) if relative_dose else None
+    if ratio is None or random.empty:
+        return random.iloc[:0]
+    near = random.assign(
+        _layer=(random["layer"].astype(float) - layer).abs(),
+        _sign=(np.sign(random["relative_dose"].astype(float)) != math.copysign(1, relative_dose)),
+        _dose=(ratio - 1).abs().round(6),
+    )
+    near = near[near["_dose"] <= CONTROL_DOSE_TOLERANCE].sort_values(["_layer", "_sign", "_dose", "coefficient"])
+    if near.empty:
+        return random.iloc[:0]
+    best = near.iloc[0]
+    found: pd.DataFrame = random[(random["layer"] == best["layer"]) & (random["coefficient"] == best["coefficient"])]
+    return found
+
+
+def monitoring_points(samples: Samples, trait: str, direction: str, layer: float) -> pd.DataFrame:
+    """One point a rung and question, averaged over the rollouts as in the paper's monitoring section.
+
+    Args:
+        samples: with `monitoring` and `projections`.
+        trait: of both.
+        direction: persona, random, shuffled or refusal.
+        layer: of the projection.
+
+    Returns:
+        Columns trait, rung, question_id, half, layer, n, n_scored, trait_score (mean of the scored rollouts, NaN
+        where none is), prompt_last, response_avg (means over all rollouts), log; sorted.
+
+    Raises:
+        DataError: a sample has more than one projection.
+    """
+    watched = samples.monitoring[samples.monitoring["trait"] == trait]
+    projected = samples.projections
+    projected = projected[
+        (projected["trait"] == trait) & (projected["direction"] == direction) & (projected["layer"] == layer)
+    ]
+    if projected["sample_id"].duplicated().any():
+        raise DataError(
+            f"Trait {trait}, direction {direction}, layer {layer:g}: a sample has two projections, "
+            "so its points would count twice; project each log once"
+        )
+    joined = watched.assign(trait_score=scored(watched)).merge(
+        projected[["sample_id", "prompt_last", "response_avg"]], on="sample_id", how="inner"
+    )
+    points: pd.DataFrame = joined.groupby(["trait", "rung", "question_id", "half"], sort=True, as_index=False).agg(
+        n=("trait_score", "size"),
+        n_scored=("trait_score", "count"),
+        trait_score=("trait_score", "mean"),
+        prompt_last=("prompt_last", "mean"),
+        response_avg=("response_avg", "mean"),
+        log=("log", lambda names: "; ".join(sorted(set(names)))),
+    )
+    return points.assign(layer=layer)
+
+
+# --- one function a table ---------------------------------------------------------------------------------------------
+
+
+def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> pd.DataFrame:
+    """Labelled answers: over 50 is positive, under 50 negative, 50 itself counts for the rank correlation only."""
+    rows: list[Row] = []
+    for key, part in _groups(judge, "trait", "grader", "method", "half"):
+        score, level = scored(part), part["level"].astype(float)
+        label = pd.Series(np.where(level > 50, 1.0, np.where(level < 50, 0.0, np.nan)), index=part.index)
+        clear, name = label.notna(), ("judge", *key.values())
+        ids, labelled = part["question_id"], part["question_id"][clear]
+        options: Any = {"resamples": draw.resamples}
+        area = st.auroc(score[clear], label[clear], labelled, rng=draw.rng(*name, "auroc"), **options)
+        accuracy = st.balanced_accuracy(score[clear], label[clear], labelled, rng=draw.rng(*name, "ba"), **options)
+        rank = st.spearman(score, level, ids, rng=draw.rng(*name, "spearman"), **options)
+        row = {**key, **_counts(part), "n": len(part), "log": log_names(part), "chosen": False}
+        row |= _spread("auroc", area) | _spread("balanced_accuracy", accuracy) | _spread("spearman", rank)
+        row["passes"] = area.value >= GATE_AUROC and accuracy.value >= GATE_BALANCED_ACCURACY
+        rows.append(row)
+    for trait in {row["trait"] for row in rows}:
+        mine = [row for row in rows if row["trait"] == trait]
+        grader, method = _judge_in_use(mine, used.get(trait))
+        for row in mine:
+            row["chosen"] = row["grader"] == grader and row["method"] == method
+    return _frame("judge", rows)
+
+
+def _judge_in_use(rows: Sequence[Row], method: str | None) -> tuple[str, str]:
+    """Grader and method the gate is about: the one the run names, else the best on the calibrate half, else by name."""
+    named = [row for row in rows if row["method"] == method]
+    if method is not None and not named:
+        return "", method
+    named = named or list(rows)
+    calibrated = [row for row in named if row["half"] == "calibrate" and not math.isnan(row["auroc"])]
+    best = min(calibrated or named, key=lambda row: (-row["auroc"] if calibrated else 0, row["grader"], row["method"]))
+    return best["grader"], best["method"]
+
+
+def _elicitation_table(elicitation: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+    rows: list[Row] = []
+    for key, part in _groups(elicitation, "trait", "side"):
+        reasons = part["drop_reason"].fillna("").astype(str)
+        row = {**key, **_counts(part), "log": log_names(part), "kept": int(part["kept"].astype(bool).sum())}
+        row |= {f"dropped_{reason}": int((reasons == reason).sum()) for reason in _DROP_REASONS}
+        row |= _mean("trait_score", scored(part), part, draw, "elicitation", *key.values(), bounds=_SCORE)
+        row |= _mean("coherence", part["coherence"], part, draw, "elicitation", *key.values(), bounds=_SCORE)
+        if key["side"] == "positive":
+            other = elicitation[(elicitation["trait"] == key["trait"]) & (elicitation["side"] == "negative")]
+            gap = _paired(scored(part), part, scored(other), other, draw, "elicitation", key["trait"])
+            row |= {**_spread("difference", gap), "difference_p": st.bootstrap_p(gap)}
+        rows.append(row)
+    return _frame("elicitation", rows)
+
+
+_DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
+
+
+def _steering_table(steering: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+    rows: list[Row] = []
+    for pair, family in _groups(steering, "trait", "half"):
+        plain = family[family["vector"] == "none"]
+        for key, part in _groups(family, "vector", "layer", "coefficient"):
+            name = ("steering", *pair.values(), *key.values())
+            counts = _counts(part)
+            answered = counts["n"] - counts["n_unscored"]
+            refusals = st.wilson(counts["n_refusal"], answered, n_unscored=counts["n_unscored"])
+            row = {**pair, **key, **counts, "log": log_names(part)}
+            row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
+            row["n_questions"] = int(part.loc[scored(part).notna(), "question_id"].astype(str).nunique())
+            row |= _mean("trait_score", scored(part), part, draw, *name, bounds=_SCORE)
+            row |= _mean("coherence", part["coherence"], part, draw, *name, bounds=_SCORE)
+            row |= _spread("refusal_rate", refusals)
+            if key["vector"] != "none":
+                change = _paired(scored(part), part, scored(plain), plain, draw, *name, "difference")
+                fluency = _paired(part["coherence"], part, plain["coherence"], plain, draw, *name, "coherence")
+                row |= _spread("difference", change) | _spread("coherence_difference", fluency)
+            rows.append(row)
+    return _frame("steering", rows)
+
+
+_NO_CHOICE: Row = {
+    "layer": math.nan,
+    "coefficient": math.nan,
+    "relative_dose": math.nan,
+    "trait_score": math.nan,
+    "coherence": math.nan,
+    "n": 0,
+    "reason": "",
+    "log": "",
+}
+
+
+def _choose(select: pd.DataFrame, sign: int) -> Row:
+    """One choice on the select half, by the rule of `choose_steering`."""
+    word = "positive" if sign > 0 else "negative"
+    cells = select[(select["vector"] == "persona") & (select["coefficient"].astype(float) * sign > 0)]
+    plain = select[select["vector"] == "none"]
+    if cells.empty:
+        return {**_NO_CHOICE, "reason": f"no {word} dose was run on the select half"}
+    if plain.empty or not plain["coherence"].notna().any():
+        return {**_NO_CHOICE, "reason": "no unsteered coherence on the select half to compare with"}
+    floor = COHERENCE_SHARE * float(plain["coherence"].iloc[0])
+    coherent = cells[cells["coherence"] >= floor]
+    if coherent.empty:
+        return {**_NO_CHOICE, "reason": f"no {word} dose keeps half of the unsteered coherence (at least {floor:.3g})"}
+    usable = coherent[(coherent["n_scored"] >= SCORED_SHARE * coherent["n"]) & coherent["trait_score"].notna()]
+    if usable.empty:
+        return {**_NO_CHOICE, "reason": f"every coherent {word} dose has trait scores for under half of its answers"}
+    ranked = usable.assign(_rank=-sign * usable["trait_score"], _dose=usable["relative_dose"].abs())
+    best = ranked.sort_values(["_rank", "_dose", "layer"], kind="stable").iloc[0]
+    wanted = ("layer", "coefficient", "relative_dose", "trait_score", "coherence", "n", "log")
+    return {**{column: best[column] for column in wanted}, "reason": ""}
+
+
+def _chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, float]:
+    """Trait -> the layer used for monitoring: the one marked in the vector frame, else the steering choice."""
+    layers = {}
+    for _, row in choice[choice["sign"] == "positive"].iterrows():
+        if not math.isnan(row["layer"]):
+            layers[str(row["trait"])] = float(row["layer"])
+    for _, row in vectors[vectors["chosen"].astype(bool)].iterrows():
+        layers[str(row["trait"])] = float(row["layer"])
+    return layers
+
+
+def _monitoring_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> pd.DataFrame:
+    rows: list[Row] = []
+    pairs = samples.projections[["trait", "direction", "layer"]].drop_duplicates()
+    for trait, direction, layer in sorted(pairs.itertuples(index=False, name=None)):
+        points = monitoring_points(samples, trait, direction, layer)
+        for half, part in _halves(points):
+            # The stream is named without the direction: persona and control are resampled alike.
+            r = st.pearson(
+                part["prompt_last"],
+                part["trait_score"],
+                part["question_id"],
+                rng=draw.rng("monitoring", trait, half),
+                resamples=draw.resamples,
+            )
+            within = st.within_condition_r(
+                part["prompt_last"],
+                part["trait_score"],
+                part["rung"],
+                part["question_id"],
+                rng=draw.rng("within", trait, half),
+                resamples=draw.resamples,
+            )
+            row: Row = {"trait": trait, "direction": direction, "layer": layer, "half": half, "log": log_names(part)}
+            row |= {"position": "prompt_last", "chosen_layer": layers.get(trait) == float(layer)}
+            row |= {"n": r.n, "n_scored": int(part["n_scored"].sum()), "n_questions": r.n_clusters}
+            row |= {"n_unscored": int((part["n"] - part["n_scored"]).sum())}
+            row |= _spread("r", r) | _spread("r_within", within.estimate)
+            row |= {"n_conditions": within.n_conditions, "n_left_out": within.n_left_out}
+            rows.append(row)
+    return _frame("monitoring", rows)
+
+
+def _rung_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> pd.DataFrame:
+    rows: list[Row] = []
+    for trait_key, frame in _groups(samples.monitoring, "trait"):
+        trait = trait_key["trait"]
+        layer = layers.get(trait, math.nan)
+        points = monitoring_points(samples, trait, "persona", layer)
+        for half, part in _halves(frame):
+            for key, cell in _groups(part, "rung"):
+                name = ("rung", trait, half, key["rung"])
+                seen = points[(points["rung"] == key["rung"]) & ((points["half"] == half) | (half == "all"))]
+                row = {"trait": trait, "half": half, **key, **_counts(cell), "layer": layer, "log": log_names(cell)}
+                row |= _mean("trait_score", scored(cell), cell, draw, *name, bounds=_SCORE)
+                row |= _mean("coherence", cell["coherence"], cell, draw, *name, bounds=_SCORE)
+                row |= _mean("projection", seen["prompt_last"], seen, draw, *name)
+                rows.append(row)
+    return _frame("monitoring_rungs", rows)
+
+
+def _point_table(samples: Samples, layers: Mapping[str, float]) -> pd.DataFrame:
+    """The points of the scatter figure: the persona direction at the chosen layer."""
+    rows: list[Row] = []
+    for trait in sorted(layers):
+        rows += [
+            {str(column): value for column, value in row.items()}
+            for row in monitoring_points(samples, trait, "persona", layers[trait]).to_dict("records")
+        ]
+    return _frame("monitoring_points", rows)
+
+
+def _mmlu_table(mmlu: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+    rows: list[Row] = []
+    for scoring_key, family in _groups(mmlu, "scoring"):
+        plain = family[family["vector"] == "none"]
+        base = _share_right(plain)
+        for key, part in _groups(family, "trait", "vector", "layer", "coefficient"):
+            share = _share_right(part)
+            row = {**scoring_key, **key, "log": log_names(part), "n": share.n, "n_unscored": share.n_unscored}
+            row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
+            row["margin"] = float(part["margin"].astype(float).mean()) if part["margin"].notna().any() else math.nan
+            row["above_chance"] = base.low > MMLU_CHANCE
+            row |= _spread("accuracy", share)
+            if key["vector"] != "none":
+                name = ("mmlu", scoring_key["scoring"], *key.values())
+                change, paired = _paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
+                row |= _spread("difference", change)
+                row |= {"n_paired": len(paired)}
+                row["mcnemar_p"] = _mcnemar(paired)
+            rows.append(row)
+    return _frame("mmlu", rows)
+
+
+def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
+    residual = vectors["residual_norm"].astype(float)
+    dose = vectors["norm"].astype(float) / residual.where(residual > 0)
+    return vectors.assign(dose_per_unit=dose)[list(TABLE_COLUMNS["vectors"])]
+
+
+# --- shared parts -----------------------------------------------------------------------------------------------------
+
+
+def _groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[Row, pd.DataFrame]]:
+    """Groups in sorted order, with their key as a dict; nothing for an empty frame."""
+    if frame.empty:
+        return
+    for key, part in frame.groupby(list(keys), sort=True):
+        values = key if isinstance(key, tuple) else (key,)
+        yield dict(zip(keys, values, strict=True)), part
+
+
+def _halves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each half by itself, and "all" where there is more than one."""
+    halves = sorted({str(half) for half in frame["half"]})
+    for half in halves:
+        yield half, frame[frame["half"] == half]
+    if len(halves) > 1:
+        yield "all", frame
+
+
+def _counts(part: pd.DataFrame) -> Row:
+    has_score = int(scored(part).notna().sum())
+    refusals = int((part["status"] == "refusal").sum())
+    return {
+        "n": len(part),
+        "n_scored": has_score,
+        "n_refusal": refusals,
+        "n_unscored": len(part) - has_score - refusals,
+    }
+
+
+def _spread(name: str, estimate: st.Estimate) -> Row:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _mean(
+    name: str,
+    values: pd.Series,
+    part: pd.DataFrame,
+    draw: _Draw,
+    *key: object,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Row:
+    rng = draw.rng(*key, name)
+    ids = part["question_id"]
+    return _spread(name, st.mean(values.astype(float), ids, rng=rng, resamples=draw.resamples, bounds=bounds))
+
+
+def _paired(
+    first: pd.Series, first_part: pd.DataFrame, second: pd.Series, second_part: pd.DataFrame, draw: _Draw, *key: object
+) -> st.Estimate:
+    return st.paired_difference(
+        first.astype(float),
+        first_part["question_id"],
+        second.astype(float),
+        second_part["question_id"],
+        rng=draw.rng(*key),
+        resamples=draw.resamples,
+    )
+
+
+def _share_right(part: pd.DataFrame) -> st.Estimate:
+    correct = part["correct"].astype(float)
+    return st.wilson(int(correct.sum()), int(correct.notna().sum()), n_unscored=int(correct.isna().sum()))
+
+
+def _paired_accuracy(
+    part: pd.DataFrame, plain: pd.DataFrame, rng: np.random.Generator, resamples: int
+) -> tuple[st.Estimate, pd.DataFrame]:
+    """The change in accuracy on the questions answered in both, and those pairs as columns `steered` and `plain`."""
+    keys = ["source", "question_id"]
+    pairs = (
+        part.rename(columns={"correct": "steered"})[[*keys, "steered"]]
+        .merge(plain.rename(columns={"correct": "plain"})[[*keys, "plain"]], on=keys)
+        .dropna(subset=["steered", "plain"])
+    )
+    ids = pairs["source"].astype(str) + "/" + pairs["question_id"].astype(str)
+    steered, unsteered = pairs["steered"].astype(float), pairs["plain"].astype(float)
+    return st.paired_difference(steered, ids, unsteered, ids, rng=rng, resamples=resamples), pairs
+
+
+def _mcnemar(pairs: pd.DataFrame) -> float:
+    if pairs.empty:
+        return math.nan
+    steered, plain = pairs["steered"].astype(float), pairs["plain"].astype(float)
+    return st.mcnemar_exact(int((steered > plain).sum()), int((plain > steered).sum()))
+
+
+def _frame(name: str, rows: Sequence[Row]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(TABLE_COLUMNS[name]))
+
+
+def _ordered(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(list(_SORT[name]), kind="stable", ignore_index=True) if len(table) else table

@@ -1,0 +1,189 @@
+"""Synthetic sample frames, with the truth under control."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from persona_bench.analysis.tables import Samples
+
+DOSES = (-0.4, -0.2, 0.2, 0.4)
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true of the simulated model; every effect is in points of 0..100 unless it says otherwise."""
+
+    traits: tuple[str, ...] = ("evil", "sycophancy")
+    seed: int = 0
+    judge_noise: float = 10.0  # SD of the judge on labelled answers; 1e6 answers at random
+    elicited: float = 60.0  # positive minus negative instructions
+    base: float = 30.0  # unsteered trait score
+    steer: float = 100.0  # points a unit of relative dose, for the persona vector
+    random: float = 0.0  # the same for the random vector
+    coherence_cost: float = 60.0  # points a unit of |dose|
+    rung_effect: float = 8.0  # points a rung of the ladder
+    within: float = 8.0  # points an SD of the projection inside a rung
+    mmlu: float = 0.45  # unsteered accuracy
+    mmlu_cost: float = 0.6  # accuracy lost a unit of |dose|
+    refusal_cosine: float = 0.1
+    questions: int = 10  # a half
+    epochs: int = 2
+    layers: tuple[int, ...] = (8, 12)
+
+
+def _clip(values):
+    return np.clip(values, 0, 100)
+
+
+def _judge(w: World, rng) -> pd.DataFrame:
+    rows = []
+    for trait in w.traits:
+        for i, level in enumerate(np.tile([0, 0, 25, 50, 75, 100, 100], 10)):
+            rows.append(
+                {
+                    "trait": trait,
+                    "grader": "grader-a",
+                    "method": "contrast",
+                    "question_id": f"{trait}-{i:03d}",
+                    "half": "calibrate" if i % 2 else "report",
+                    "level": int(level),
+                    "kind": "clear",
+                    "trait_score": float(_clip(level + rng.normal(0, w.judge_noise))),
+                    "status": "scored",
+                    "coherence": 90.0,
+                    "log": f"judge-{trait}",
+                }
+            )
+    if rows:
+        rows[0] |= {"status": "unscored", "trait_score": np.nan}
+    return pd.DataFrame(rows)
+
+
+def _elicitation(w: World, rng) -> pd.DataFrame:
+    rows = []
+    for trait in w.traits:
+        for side, mean in (("positive", w.base + w.elicited / 2), ("negative", w.base - w.elicited / 2)):
+            for q in range(w.questions * 2):
+                refused = rng.random() < 0.1
+                score = float(_clip(mean + rng.normal(0, 10)))
+                rows.append(
+                    {
+                        "trait": trait,
+                        "side": side,
+                        "pair": q % 5,
+                        "question_id": q,
+                        "epoch": 1,
+                        "status": "refusal" if refused else "scored",
+                        "trait_score": np.nan if refused else score,
+                        "coherence": 80.0,
+                        "kept": not refused,
+                        "drop_reason": "refusal" if refused else "",
+                        "log": f"elicitation-{trait}",
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _steering(w: World, rng) -> pd.DataFrame:
+    rows = []
+    for trait in w.traits:
+        question = rng.normal(0, 5, size=2 * w.questions)
+        cells = [("none", 0, 0.0)]
+        cells += [("persona", layer, dose) for layer in w.layers for dose in DOSES]
+        cells += [("random", layer, dose) for layer in w.layers for dose in DOSES]
+        for vector, layer, dose in cells:
+            effect = {"none": 0.0, "persona": w.steer, "random": w.random}[vector] * dose
+            # The later layer works a little better, so that there is something to choose.
+            effect *= 1.0 if layer == w.layers[-1] else 0.7
+            for q in range(2 * w.questions):
+                for epoch in range(1, w.epochs + 1):
+                    kind = rng.choice(["scored", "refusal", "unscored"], p=[0.9, 0.08, 0.02])
+                    score = float(_clip(w.base + effect + question[q] + rng.normal(0, 8)))
+                    rows.append(
+                        {
+                            "trait": trait,
+                            "vector": vector,
+                            "layer": layer,
+                            "coefficient": dose * 5,
+                            "relative_dose": dose,
+                            "question_id": q,
+                            "half": "select" if q < w.questions else "report",
+                            "epoch": epoch,
+                            "status": str(kind),
+                            "trait_score": score if kind == "scored" else np.nan,
+                            "coherence": float(_clip(80 - w.coherence_cost * abs(dose) + rng.normal(0, 5))),
+                            "log": f"steering-{trait}-{vector}-{layer}-{dose:g}",
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, projections = [], []
+    for trait in w.traits:
+        for rung in range(8):
+            for q in range(2 * w.questions):
+                inner = rng.normal()
+                for epoch in range(1, w.epochs + 1):
+                    sample = f"{trait}-{rung}-{q}-{epoch}"
+                    score = w.base + (rung - 3.5) * w.rung_effect + inner * w.within + rng.normal(0, 6)
+                    rows.append(
+                        {
+                            "trait": trait,
+                            "rung": rung,
+                            "question_id": q,
+                            "half": "select" if q < w.questions else "report",
+                            "epoch": epoch,
+                            "status": "scored",
+                            "trait_score": float(_clip(score)),
+                            "coherence": 80.0,
+                            "sample_id": sample,
+                            "log": f"monitoring-{trait}",
+                        }
+                    )
+                    for layer in w.layers:
+                        for direction, value in (
+                            ("persona", rung * bool(w.rung_effect) + inner),
+                            ("random", rng.normal()),
+                        ):
+                            projections.append((sample, trait, direction, layer, value, value / 2))
+    columns = ["sample_id", "trait", "direction", "layer", "prompt_last", "response_avg"]
+    return pd.DataFrame(rows), pd.DataFrame(projections, columns=columns)
+
+
+def _mmlu(w: World, rng, n: int = 200) -> pd.DataFrame:
+    rows = []
+    skill = rng.random(n)
+    cells = [("", "none", 0, 0.0)]
+    cells += [(trait, "persona", w.layers[-1], dose) for trait in w.traits for dose in DOSES]
+    for scoring, accuracy in (("letter", 0.24), ("cloze", w.mmlu)):
+        for trait, vector, layer, dose in cells:
+            cost = 0.0 if scoring == "letter" else w.mmlu_cost * abs(dose)
+            right = skill < accuracy - cost if w.mmlu_cost else (skill + 0.2 * rng.random(n)) < accuracy + 0.1
+            for q in range(n):
+                rows.append((trait, vector, layer, dose * 5, dose, scoring, "mmlu", q, float(right[q]), 0.1, "scored"))
+    columns = "trait vector layer coefficient relative_dose scoring source question_id correct margin status".split()
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(
+        log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format)
+    )
+
+
+def _vectors(w: World) -> pd.DataFrame:
+    rows = [
+        (trait, layer, 2.0, 10.0, w.refusal_cosine, 40, 42, "", layer == w.layers[-1], f"{trait}-abc123")
+        for trait in w.traits
+        for layer in range(17)
+    ]
+    columns = "trait layer norm residual_norm refusal_cosine n_positive n_negative warning chosen vector_id".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def make_samples(world: World | None = None) -> Samples:
+    """All frames of a simulated run."""
+    w = world or World()
+    rng = np.random.default_rng(w.seed)
+    judge, elicitation, steering = _judge(w, rng), _elicitation(w, rng), _steering(w, rng)
+    monitoring, projections = _monitoring(w, rng)
+    return Samples(judge, elicitation, steering, monitoring, projections, _mmlu(w, rng), _vectors(w))
