@@ -1,0 +1,112 @@
+"""Atomic writes and file locks: a file is there whole or not at all, and two processes never write it at once."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from persona_bench.errors import DataError
+
+# Errors of a write that carry no file name, unlike those of open() and rename().
+_WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    """The one-line error for a write to `path` that failed with `error`."""
+    first = "free some space or " if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return DataError(f"cannot write {path}: {error.strerror or error}; {first}choose another --out")
+
+
+def _is_about(error: OSError, *paths: Path) -> bool:
+    """Whether `error` comes from writing one of `paths`, and not from something else done meanwhile."""
+    if error.filename is None:
+        return error.errno in _WRITE_ERRNOS
+    return str(error.filename) in {str(path) for path in paths}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends well.
+
+    The temporary file is flushed to the disk before the rename (POSIX: a rename within one folder is
+    atomic), and is removed when the block raises. Missing parent folders are made.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        The temporary path; the block must create a file there.
+
+    Raises:
+        DataError: If the file, or its folder, cannot be written.
+    """
+    target = Path(path)
+    # The thread is part of the name as two threads of one process may write the same file.
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        if _is_about(error, temporary, target, *target.parents):
+            raise _cannot_write(target, error) from error
+        raise
+    finally:
+        # A folder that cannot be entered raised above already; here it must not hide that error.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            temporary.unlink()
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` to `path` whole or not at all; text is written as UTF-8 with its line ends as they are.
+
+    Args:
+        path: The file to write; missing parent folders are made.
+        data: What to write.
+
+    Raises:
+        DataError: If the file cannot be written; an older file at `path` is then untouched.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on `path` for the length of the block.
+
+    The lock is the operating system's (`flock`), so it ends with the process that holds it and a crash leaves
+    none behind; the empty file stays, as removing it would let a third process lock a different file of
+    the same name.
+
+    Args:
+        path: The lock file; missing parent folders are made.
+        on_wait: Called once if another process holds the lock, before waiting for it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DataError: If the lock file cannot be made.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
