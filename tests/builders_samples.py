@@ -7,8 +7,6 @@ import pandas as pd
 
 from persona_bench.analysis.tables import Samples
 
-DOSES = (-0.4, -0.2, 0.2, 0.4)
-
 
 @dataclass(frozen=True)
 class World:
@@ -30,6 +28,8 @@ class World:
     questions: int = 10  # a half
     epochs: int = 2
     layers: tuple[int, ...] = (8, 12)
+    doses: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
+    mmlu_questions: int = 200
 
 
 def _clip(values):
@@ -90,8 +90,8 @@ def _steering(w: World, rng) -> pd.DataFrame:
     for trait in w.traits:
         question = rng.normal(0, 5, size=2 * w.questions)
         cells = [("none", 0, 0.0)]
-        cells += [("persona", layer, dose) for layer in w.layers for dose in DOSES]
-        cells += [("random", layer, dose) for layer in w.layers for dose in DOSES]
+        cells += [("persona", layer, dose) for layer in w.layers for dose in w.doses]
+        cells += [("random", layer, dose) for layer in w.layers for dose in w.doses]
         for vector, layer, dose in cells:
             effect = {"none": 0.0, "persona": w.steer, "random": w.random}[vector] * dose
             # The later layer works a little better, so that there is something to choose.
@@ -152,11 +152,12 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(rows), pd.DataFrame(projections, columns=columns)
 
 
-def _mmlu(w: World, rng, n: int = 200) -> pd.DataFrame:
+def _mmlu(w: World, rng) -> pd.DataFrame:
     rows = []
+    n = w.mmlu_questions
     skill = rng.random(n)
     cells = [("", "none", 0, 0.0)]
-    cells += [(trait, "persona", w.layers[-1], dose) for trait in w.traits for dose in DOSES]
+    cells += [(trait, "persona", w.layers[-1], dose) for trait in w.traits for dose in w.doses]
     for scoring, accuracy in (("letter", 0.24), ("cloze", w.mmlu)):
         for trait, vector, layer, dose in cells:
             cost = 0.0 if scoring == "letter" else w.mmlu_cost * abs(dose)
@@ -187,3 +188,11 @@ def make_samples(world: World | None = None) -> Samples:
     judge, elicitation, steering = _judge(w, rng), _elicitation(w, rng), _steering(w, rng)
     monitoring, projections = _monitoring(w, rng)
     return Samples(judge, elicitation, steering, monitoring, projections, _mmlu(w, rng), _vectors(w))
+
+
+def make_null_run(base: Samples, world: World) -> Samples:
+    """New steering, monitoring and MMLU samples beside the judge, elicitation and vectors of `base`."""
+    rng = np.random.default_rng(world.seed)
+    steering = _steering(world, rng)
+    monitoring, projections = _monitoring(world, rng)
+    return Samples(base.judge, base.elicitation, steering, monitoring, projections, _mmlu(world, rng), base.vectors)

@@ -164,7 +164,8 @@ def test_wilson_matches_scipy():
 
 def test_mcnemar():
     assert st.mcnemar_exact(0, 0) == 1.0
-    assert st.mcnemar_exact(1, 9) == pytest.approx(stats.binomtest(1, 10).pvalue)
+    for first, second in ((1, 9), (9, 1), (5, 5), (0, 3), (40, 22)):
+        assert st.mcnemar_exact(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue)
 
 
 def test_holm_by_hand():

@@ -361,9 +361,9 @@ def wilson(successes: int, n: int, *, n_unscored: int = 0, confidence: float = C
     """
     if n <= 0:
         return _nothing(n_unscored)
-    from scipy import stats
+    from scipy import special
 
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -380,12 +380,10 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     Returns:
         The p value; 1 where no pair is discordant.
     """
-    discordant = only_first + only_second
-    if not discordant:
-        return 1.0
-    from scipy import stats
+    from scipy import special
 
-    return float(stats.binomtest(only_first, discordant, 0.5).pvalue)
+    # The binomial with one half is symmetric, so twice the smaller tail is the exact two-sided value.
+    return min(1.0, 2.0 * float(special.bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -425,19 +423,19 @@ def bootstrap_p(estimate: Estimate, threshold: float = 0.0) -> float:
     c = estimate.n_clusters
     if not draws.size or c < 2 or math.isnan(estimate.value) or math.isnan(estimate.low):
         return float("nan")
-    from scipy import stats
+    from scipy import special
 
     spread = float(draws.std())
     if spread <= _FLAT * max(1.0, abs(estimate.value)):
         return 1.0 if abs(estimate.value - threshold) <= _FLAT else min(1.0, 2.0 * 0.5**c)
     beyond = min(int((draws <= threshold).sum()), int((draws >= threshold).sum()))
-    z = -abs(float(stats.norm.ppf(min(0.5, (beyond + 1) / (draws.size + 1)))))
+    z = -abs(float(special.ndtri(min(0.5, (beyond + 1) / (draws.size + 1)))))
     z_normal = -abs(estimate.value - threshold) / spread
     if beyond < _TAIL_DRAWS:
         z = min(z, z_normal)
     elif c < _FEW_CLUSTERS:
         z = max(z, z_normal)
-    return min(1.0, 2.0 * float(stats.t.cdf(z * math.sqrt((c - 1) / c), c - 1)))
+    return min(1.0, 2.0 * float(special.stdtr(c - 1, z * math.sqrt((c - 1) / c))))
 
 
 def _estimate(
@@ -462,11 +460,11 @@ def _interval(value: float, draws: FloatArray, n_clusters: int) -> tuple[float, 
     finite = draws[np.isfinite(draws)]
     if n_clusters < 2 or 2 * finite.size < draws.size or not finite.size:
         return float("nan"), float("nan")
-    from scipy import stats
+    from scipy import special
 
     widen = math.sqrt(n_clusters / (n_clusters - 1))
-    quantile = float(stats.t.ppf((1 - CONFIDENCE) / 2, n_clusters - 1))
-    tail = float(stats.norm.cdf(widen * quantile))
+    quantile = float(special.stdtrit(n_clusters - 1, (1 - CONFIDENCE) / 2))
+    tail = float(special.ndtr(widen * quantile))
     low, high = (float(end) for end in np.quantile(finite, [tail, 1 - tail]))
     if n_clusters < _FEW_CLUSTERS:
         half = -quantile * widen * float(finite.std())

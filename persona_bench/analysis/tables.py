@@ -14,21 +14,21 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE
 from persona_bench.errors import DataError
 
 __all__ = [
-    "COHERENCE_SHARE",
-    "GATE_AUROC",
-    "GATE_BALANCED_ACCURACY",
-    "MMLU_CHANCE",
     "SAMPLE_COLUMNS",
     "TABLE_COLUMNS",
     "Samples",
     "build_tables",
     "choose_steering",
+    "chosen_layers",
     "control_of",
     "log_names",
+    "mcnemar",
     "monitoring_points",
+    "paired_accuracy",
     "read_tables",
     "scored",
     "write_tables",
@@ -36,16 +36,8 @@ __all__ = [
 
 Row = dict[str, Any]
 
-GATE_AUROC = 0.90
-"""A judge below this on the labelled answers decides no claim."""
-GATE_BALANCED_ACCURACY = 0.80
-"""A judge below this at the cut of 50 decides no claim."""
-COHERENCE_SHARE = 0.5
-"""A steered cell is usable while it keeps this share of the unsteered coherence."""
 SCORED_SHARE = 0.5
 """A cell where more than half of the answers are refusals or unscored cannot be chosen."""
-MMLU_CHANCE = 0.25
-"""Four options a question."""
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
 _SCORE = (0.0, 100.0)
@@ -234,7 +226,7 @@ def build_tables(
     draw = _Draw(seed, resamples)
     steering = _steering_table(samples.steering, draw)
     choice = choose_steering(steering)
-    layers = _chosen_layers(samples.vectors, choice)
+    layers = chosen_layers(samples.vectors, choice)
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "elicitation": _elicitation_table(samples.elicitation, draw),
@@ -299,7 +291,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 def scored(frame: pd.DataFrame) -> pd.Series:
     """The trait scores, NaN wherever the judge gave none or the answer is a refusal."""
-    return pd.to_numeric(frame["trait_score"]).where(frame["status"] == "scored").astype(float)
+    return frame["trait_score"].astype(float).where(frame["status"] == "scored")
 
 
 def log_names(frame: pd.DataFrame) -> str:
@@ -398,18 +390,20 @@ def monitoring_points(samples: Samples, trait: str, direction: str, layer: float
             f"Trait {trait}, direction {direction}, layer {layer:g}: a sample has two projections, "
             "so its points would count twice; project each log once"
         )
-    joined = watched.assign(trait_score=scored(watched)).merge(
-        projected[["sample_id", "prompt_last", "response_avg"]], on="sample_id", how="inner"
-    )
-    points: pd.DataFrame = joined.groupby(["trait", "rung", "question_id", "half"], sort=True, as_index=False).agg(
-        n=("trait_score", "size"),
-        n_scored=("trait_score", "count"),
-        trait_score=("trait_score", "mean"),
-        prompt_last=("prompt_last", "mean"),
-        response_avg=("response_avg", "mean"),
-        log=("log", lambda names: "; ".join(sorted(set(names)))),
-    )
-    return points.assign(layer=layer)
+    projected = projected.set_index("sample_id")
+    joined = watched.assign(
+        trait_score=scored(watched),
+        prompt_last=watched["sample_id"].map(projected["prompt_last"]),
+        response_avg=watched["sample_id"].map(projected["response_avg"]),
+    )[watched["sample_id"].isin(projected.index)]
+    keys = ["trait", "rung", "question_id", "half"]
+    groups = joined.groupby(keys, sort=True)
+    points: pd.DataFrame = groups[["trait_score", "prompt_last", "response_avg"]].mean()
+    points = points.assign(n=groups.size(), n_scored=groups["trait_score"].count())
+    if joined["log"].nunique() == 1:
+        return points.assign(log=joined["log"].iloc[0], layer=layer).reset_index()
+    logs = joined[[*keys, "log"]].drop_duplicates().sort_values("log").groupby(keys)["log"].agg("; ".join)
+    return points.assign(log=logs, layer=layer).reset_index()
 
 
 # --- one function a table ---------------------------------------------------------------------------------------------
@@ -526,7 +520,7 @@ def _choose(select: pd.DataFrame, sign: int) -> Row:
     return {**{column: best[column] for column in wanted}, "reason": ""}
 
 
-def _chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, float]:
+def chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, float]:
     """Trait -> the layer used for monitoring: the one marked in the vector frame, else the steering choice."""
     layers = {}
     for _, row in choice[choice["sign"] == "positive"].iterrows():
@@ -590,7 +584,7 @@ def _rung_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> p
 def _point_table(samples: Samples, layers: Mapping[str, float]) -> pd.DataFrame:
     """The points of the scatter figure: the persona direction at the chosen layer."""
     rows: list[Row] = []
-    for trait in sorted(layers):
+    for trait in sorted(layers.keys() & set(samples.monitoring["trait"])):
         rows += [
             {str(column): value for column, value in row.items()}
             for row in monitoring_points(samples, trait, "persona", layers[trait]).to_dict("records")
@@ -612,10 +606,10 @@ def _mmlu_table(mmlu: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
             row |= _spread("accuracy", share)
             if key["vector"] != "none":
                 name = ("mmlu", scoring_key["scoring"], *key.values())
-                change, paired = _paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
+                change, paired = paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
                 row |= _spread("difference", change)
                 row |= {"n_paired": len(paired)}
-                row["mcnemar_p"] = _mcnemar(paired)
+                row["mcnemar_p"] = mcnemar(paired)
             rows.append(row)
     return _frame("mmlu", rows)
 
@@ -693,7 +687,7 @@ def _share_right(part: pd.DataFrame) -> st.Estimate:
     return st.wilson(int(correct.sum()), int(correct.notna().sum()), n_unscored=int(correct.isna().sum()))
 
 
-def _paired_accuracy(
+def paired_accuracy(
     part: pd.DataFrame, plain: pd.DataFrame, rng: np.random.Generator, resamples: int
 ) -> tuple[st.Estimate, pd.DataFrame]:
     """The change in accuracy on the questions answered in both, and those pairs as columns `steered` and `plain`."""
@@ -708,7 +702,8 @@ def _paired_accuracy(
     return st.paired_difference(steered, ids, unsteered, ids, rng=rng, resamples=resamples), pairs
 
 
-def _mcnemar(pairs: pd.DataFrame) -> float:
+def mcnemar(pairs: pd.DataFrame) -> float:
+    """Exact McNemar p value of the pairs that `paired_accuracy` gives; NaN without pairs."""
     if pairs.empty:
         return math.nan
     steered, plain = pairs["steered"].astype(float), pairs["plain"].astype(float)

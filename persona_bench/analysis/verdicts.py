@@ -1,0 +1,456 @@
+"""Claims to verdicts: each rule of definitions/claims.py, the judge gate, and Holm's correction over the run."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from persona_bench.analysis import statistics as st
+from persona_bench.analysis.tables import (
+    Samples,
+    chosen_layers,
+    control_of,
+    log_names,
+    mcnemar,
+    monitoring_points,
+    paired_accuracy,
+    scored,
+)
+from persona_bench.definitions.claims import (
+    ALPHA,
+    CLAIMS,
+    GATE_AUROC,
+    GATE_BALANCED_ACCURACY,
+    MIN_QUESTIONS,
+    MMLU_CHANCE,
+    TRAIT_FLOOR,
+    Claim,
+)
+
+__all__ = ["CLAIM_COLUMNS", "VERDICTS", "judge_claims"]
+
+CLAIM_COLUMNS = (
+    *("claim", "trait", "statement", "paper_value", "estimate", "ci_low", "ci_high", "n"),
+    *("verdict", "reason", "p_holm", "log"),
+)
+VERDICTS = ("supported", "contradicted", "inconclusive", "not testable", "not run")
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What was found for one claim and trait; `p` is NaN where no test was made."""
+
+    verdict: str
+    reason: str
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    p: float = math.nan
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """One part of a rule: `estimate` should lie on the `side` (+1 above, -1 below) of `threshold`."""
+
+    what: str
+    estimate: st.Estimate
+    side: int
+    threshold: float = 0.0
+
+    @property
+    def clear(self) -> bool:
+        """The whole interval lies where the claim says."""
+        return self._near_end * self.side > self.threshold * self.side
+
+    @property
+    def broken(self) -> bool:
+        """The whole interval lies on the other side."""
+        far = self.estimate.high if self.side > 0 else self.estimate.low
+        return far * self.side < self.threshold * self.side
+
+    @property
+    def _near_end(self) -> float:
+        return self.estimate.low if self.side > 0 else self.estimate.high
+
+    def __str__(self) -> str:
+        e = self.estimate
+        return f"{self.what} {e.value:.3g} [{e.low:.3g}, {e.high:.3g}] against {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every rule may look at."""
+
+    samples: Samples
+    tables: Mapping[str, pd.DataFrame]
+    layers: Mapping[str, float]
+    seed: int
+    resamples: int
+
+    def rng(self, *key: object) -> np.random.Generator:
+        return st.stream(self.seed, "claims", *key)
+
+
+def judge_claims(
+    samples: Samples,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    seed: int = 0,
+    resamples: int = st.RESAMPLES,
+    traits: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """A verdict on every claim for every trait.
+
+    First come the reasons why a claim cannot be tested (nothing was run, the judge fails its gate, too few samples,
+    and what each rule names), then the rule itself, then Holm's correction over all tests of the run: a claim that
+    its interval supports or contradicts stays so only with an adjusted p value under 0.05.
+
+    Args:
+        samples: what was measured; intervals are computed anew, as tables hold no draws.
+        tables: as `build_tables` gives them; judge, elicitation, steering_choice, mmlu and vectors are read.
+        seed: of the resampling.
+        resamples: bootstrap resamples for each interval.
+        traits: the traits of the run; by default those that occur in the samples.
+
+    Returns:
+        One row a claim and trait with `CLAIM_COLUMNS`. `n` counts the valid samples (points, for a correlation;
+        labelled answers, for the judge) behind the estimate.
+    """
+    layers = chosen_layers(tables["vectors"], tables["steering_choice"])
+    run = _Run(samples, tables, layers, seed, resamples)
+    names = samples.traits if traits is None else sorted(traits)
+    pairs = [(claim, trait) for claim in CLAIMS for trait in names]
+    findings = [_find(run, claim, trait) for claim, trait in pairs]
+    adjusted = st.holm([finding.p for finding in findings])
+    rows = []
+    for (claim, trait), found, p_holm in zip(pairs, findings, adjusted, strict=True):
+        final = _after_holm(found, p_holm)
+        values = (final.estimate, final.low, final.high, final.n, final.verdict, final.reason, p_holm, final.log)
+        rows.append((claim.id, trait, claim.statement, claim.paper_value, *values))
+    return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
+
+
+def _find(run: _Run, claim: Claim, trait: str) -> _Finding:
+    frame = {
+        "trait_steering": run.samples.steering,
+        "trait_monitoring": run.samples.monitoring,
+        "mmlu_preservation": run.samples.mmlu,
+        "trait_elicitation": run.samples.vectors,
+        "judge_validity": run.samples.judge,
+    }[claim.eval]
+    if not (frame["trait"] == trait).any():
+        return _Finding("not run", f"{claim.eval} has no samples of this trait")
+    shut = _gate(run, trait) if claim.judged else ""
+    return _untestable(f"judge gate: {shut}") if shut else _RULES[claim.id](run, claim, trait)
+
+
+def _after_holm(found: _Finding, p_holm: float) -> _Finding:
+    """A test whose adjusted p value is not under the level is inconclusive, whatever its interval says."""
+    if found.verdict not in ("supported", "contradicted") or math.isnan(p_holm) or p_holm < ALPHA:
+        return found
+    return replace(
+        found,
+        verdict="inconclusive",
+        reason=f"{found.reason}; {found.verdict} by the interval alone, p = {p_holm:.2g} after Holm's correction",
+    )
+
+
+def _untestable(reason: str, *, n: int = 0, log: str = "") -> _Finding:
+    return _Finding("not testable", reason, n=n, log=log)
+
+
+def _gate(run: _Run, trait: str) -> str:
+    """Why the judge may not decide about this trait; empty if it may."""
+    judge = run.tables["judge"]
+    rows = judge[(judge["trait"] == trait) & (judge["half"] == "report") & judge["chosen"].astype(bool)]
+    if rows.empty:
+        return "the judge in use was not checked on labelled answers"
+    row = rows.iloc[0]
+    if bool(row["passes"]):
+        return ""
+    return (
+        f"AUROC {row['auroc']:.2f} and balanced accuracy {row['balanced_accuracy']:.2f} on the report half, "
+        f"needed {GATE_AUROC:.2f} and {GATE_BALANCED_ACCURACY:.2f}"
+    )
+
+
+def _decide(bounds: Sequence[_Bound], log: str) -> _Finding:
+    """All parts clear: supported; any part on the other side: contradicted; else inconclusive.
+
+    Support needs every part, so its p value is the largest (intersection-union test, Berger 1982, Technometrics
+    24:295-300); contradiction needs only one, so its p value is the smallest, times the number of parts.
+    """
+    main = bounds[0].estimate
+    p_values = [st.bootstrap_p(bound.estimate, bound.threshold) for bound in bounds]
+    if all(bound.clear for bound in bounds):
+        verdict, p, reason = "supported", max(p_values), "; ".join(str(bound) for bound in bounds)
+    elif any(bound.broken for bound in bounds):
+        broken = [(p, bound) for p, bound in zip(p_values, bounds, strict=True) if bound.broken]
+        verdict, p = "contradicted", min(1.0, len(bounds) * min(p for p, _ in broken))
+        reason = "; ".join(str(bound) for _, bound in broken)
+    else:
+        verdict, p = "inconclusive", max(p_values)
+        reason = "the interval spans the threshold: " + "; ".join(str(b) for b in bounds if not b.clear)
+    return _Finding(verdict, reason, main.value, main.low, main.high, main.n, p, log)
+
+
+# --- steering ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The samples of the report half that a steering claim compares."""
+
+    steered: pd.DataFrame
+    plain: pd.DataFrame
+    control: pd.DataFrame
+
+    @property
+    def log(self) -> str:
+        return log_names(pd.concat([self.steered, self.plain, self.control]))
+
+
+def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
+    """The chosen cell on the report half with its controls, or why there is none."""
+    choice = run.tables["steering_choice"]
+    chosen = choice[(choice["trait"] == trait) & (choice["sign"] == sign)].iloc[0]
+    if math.isnan(chosen["layer"]):
+        return _untestable(str(chosen["reason"]))
+    frame = run.samples.steering
+    report = frame[(frame["trait"] == trait) & (frame["half"] == "report")]
+    at_cell = (report["layer"] == chosen["layer"]) & np.isclose(
+        report["coefficient"].astype(float), chosen["coefficient"]
+    )
+    steered = report[(report["vector"] == "persona") & at_cell]
+    plain = report[report["vector"] == "none"]
+    if steered.empty or plain.empty:
+        missing = "the chosen cell" if steered.empty else "the unsteered cell"
+        return _Finding("not run", f"{missing} was not run on the report half")
+    control = control_of(report, float(chosen["layer"]), float(chosen["relative_dose"]))
+    return _Cells(steered, plain, control)
+
+
+def _change(run: _Run, a: pd.DataFrame, b: pd.DataFrame, *key: str, column: str = "") -> st.Estimate:
+    """Paired difference a - b in the trait score, or in another column; `key` names the stream."""
+    first, second = (part[column].astype(float) if column else scored(part) for part in (a, b))
+    rng = run.rng("steering", *key, column)
+    return st.paired_difference(first, a["question_id"], second, b["question_id"], rng=rng, resamples=run.resamples)
+
+
+def _too_few(claim: Claim, counts: Mapping[str, int], questions: int, log: str) -> _Finding | None:
+    short = [f"{name} {n}" for name, n in counts.items() if n < claim.min_n]
+    if short:
+        n = min(counts.values())
+        return _untestable(f"too few valid samples: {', '.join(short)}, needed {claim.min_n}", n=n, log=log)
+    if questions < MIN_QUESTIONS:
+        n = min(counts.values())
+        return _untestable(f"too few questions in common: {questions}, needed {MIN_QUESTIONS}", n=n, log=log)
+    return None
+
+
+def _against_control(run: _Run, claim: Claim, trait: str, cells: _Cells, sign: str) -> _Finding:
+    """The change in trait score, to unsteered and to the random control.
+
+    The second is the difference of the two differences to unsteered, as the unsteered mean cancels.
+    """
+    side = 1 if sign == "positive" else -1
+    if cells.control.empty:
+        return _untestable("no random-vector control of this dose was run on the report half", log=cells.log)
+    effect = _change(run, cells.steered, cells.plain, trait, sign)
+    beyond = _change(run, cells.steered, cells.control, trait, sign)
+    parts = {"steered": cells.steered, "unsteered": cells.plain, "random control": cells.control}
+    counts = {name: int(scored(part).notna().sum()) for name, part in parts.items()}
+    few = _too_few(claim, counts, min(effect.n_clusters, beyond.n_clusters), cells.log)
+    if few:
+        return few
+    bounds = [
+        _Bound("to unsteered", effect, side, claim.threshold),
+        _Bound("to the random control", beyond, side, claim.threshold),
+    ]
+    return _decide(bounds, cells.log)
+
+
+def _steering_induces(run: _Run, claim: Claim, trait: str) -> _Finding:
+    elicitation = run.tables["elicitation"]
+    prompted = elicitation[(elicitation["trait"] == trait) & (elicitation["side"] == "positive")]
+    # Without elicitation samples (a vector from elsewhere) there is nothing to hold against the claim.
+    if not prompted.empty and not prompted["difference_low"].iloc[0] > 0:
+        row = prompted.iloc[0]
+        spread = f"{row['difference']:.3g} [{row['difference_low']:.3g}, {row['difference_high']:.3g}]"
+        return _untestable(f"trait not induced by prompting: positive minus negative instructions {spread}")
+    cells = _cells(run, trait, "positive")
+    return cells if isinstance(cells, _Finding) else _against_control(run, claim, trait, cells, "positive")
+
+
+def _steering_suppresses(run: _Run, claim: Claim, trait: str) -> _Finding:
+    cells = _cells(run, trait, "negative")
+    if isinstance(cells, _Finding):
+        return cells
+    floor = float(scored(cells.plain).mean())
+    if floor < TRAIT_FLOOR:
+        n = int(scored(cells.plain).notna().sum())
+        reason = f"unsteered trait score {floor:.2g} is under {TRAIT_FLOOR:g}: nothing to suppress"
+        return _untestable(reason, n=n, log=cells.log)
+    return _against_control(run, claim, trait, cells, "negative")
+
+
+def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> _Finding:
+    cells = _cells(run, trait, "positive")
+    if isinstance(cells, _Finding):
+        return cells
+    log = log_names(pd.concat([cells.steered, cells.plain]))
+    effect = _change(run, cells.steered, cells.plain, trait, "positive", column="coherence")
+    parts = {"steered": cells.steered, "unsteered": cells.plain}
+    counts = {name: int(part["coherence"].notna().sum()) for name, part in parts.items()}
+    few = _too_few(claim, counts, effect.n_clusters, log)
+    return few or _decide([_Bound("change in coherence", effect, -1, claim.threshold)], log)
+
+
+# --- monitoring -------------------------------------------------------------------------------------------------------
+
+
+def _report_points(run: _Run, trait: str, direction: str) -> pd.DataFrame:
+    points = monitoring_points(run.samples, trait, direction, run.layers.get(trait, math.nan))
+    return points[points["half"] == "report"].dropna(subset=["trait_score", "prompt_last"])
+
+
+def _watched(run: _Run, claim: Claim, trait: str) -> pd.DataFrame | _Finding:
+    """The points of the persona direction on the report half, if they are enough."""
+    if trait not in run.layers:
+        return _untestable("no layer was chosen, neither with the vector nor by steering")
+    points = _report_points(run, trait, "persona")
+    if points.empty:
+        return _Finding("not run", f"no scored projection at layer {run.layers[trait]:g} on the report half")
+    few = _too_few(claim, {"points": len(points)}, points["question_id"].nunique(), log_names(points))
+    return few or points
+
+
+def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
+    points = _watched(run, claim, trait)
+    if isinstance(points, _Finding):
+        return points
+    control = _report_points(run, trait, "random")
+    if len(control) != len(points):
+        return _untestable("no projection on a random direction to compare with", n=len(points), log=log_names(points))
+    r, random = (
+        st.pearson(
+            part["prompt_last"],
+            part["trait_score"],
+            part["question_id"],
+            rng=run.rng("monitoring", trait),
+            resamples=run.resamples,
+        )
+        for part in (points, control)
+    )
+    if math.isnan(r.low):
+        return _untestable("the trait score or the projection does not vary", n=len(points), log=log_names(points))
+    bounds = [
+        _Bound("r", r, 1, claim.threshold),
+        _Bound("r minus the random direction's", st.excess_strength(r, random), 1),
+    ]
+    return _decide(bounds, log_names(points))
+
+
+def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
+    points = _watched(run, claim, trait)
+    if isinstance(points, _Finding):
+        return points
+    within = st.within_condition_r(
+        points["prompt_last"],
+        points["trait_score"],
+        points["rung"],
+        points["question_id"],
+        rng=run.rng("within", trait),
+        resamples=run.resamples,
+    )
+    if math.isnan(within.estimate.low):
+        reason = f"the scores vary within no system prompt ({within.n_left_out} left out)"
+        return _untestable(reason, n=len(points), log=log_names(points))
+    found = _decide([_Bound("mean within-prompt r", within.estimate, 1, claim.threshold)], log_names(points))
+    total = within.n_conditions + within.n_left_out
+    return replace(found, reason=f"{found.reason} ({within.n_conditions} of {total} prompts vary enough)")
+
+
+# --- capability, vector, judge ----------------------------------------------------------------------------------------
+
+
+def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
+    table, frame = run.tables["mmlu"], run.samples.mmlu
+    plain = table[table["vector"] == "none"].set_index("scoring")
+    above = plain["accuracy_low"].astype(float) > MMLU_CHANCE
+    usable = [name for name in ("letter", "cloze") if name in plain.index and above[name]]
+    if not usable:
+        seen = [
+            f"{name} {row['accuracy']:.3g} [{row['accuracy_low']:.3g}, {row['accuracy_high']:.3g}]"
+            for name, row in plain.iterrows()
+        ]
+        what = ", ".join(seen) or "no unsteered answers"
+        n = int(plain["n"].max()) if seen else 0
+        return _untestable(f"capability at chance ({MMLU_CHANCE:g}) without steering: {what}", n=n, log=_joined(plain))
+    family = frame[frame["scoring"] == usable[0]]
+    steered = family[(family["trait"] == trait) & (family["vector"] == "persona")]
+    if steered.empty:
+        return _Finding("not run", f"no steered answers with {usable[0]} scoring")
+    doses = steered["relative_dose"].astype(float)
+    strongest = doses.min() if doses.min() < 0 else doses.max()
+    cell, unsteered = steered[np.isclose(doses, strongest)], family[family["vector"] == "none"]
+    log = log_names(pd.concat([cell, unsteered]))
+    rng = run.rng("mmlu", trait)
+    change, pairs = paired_accuracy(cell, unsteered, rng, run.resamples)
+    few = _too_few(claim, {"question pairs": len(pairs)}, len(pairs), log)
+    if few:
+        return few
+    what = f"change in accuracy ({usable[0]}, relative dose {strongest:.2g})"
+    found = _decide([_Bound(what, change, -1, claim.threshold)], log)
+    return replace(found, p=mcnemar(pairs))
+
+
+def _joined(table: pd.DataFrame) -> str:
+    return "; ".join(sorted(set(table["log"].astype(str))))
+
+
+def _refusal_confound(run: _Run, claim: Claim, trait: str) -> _Finding:
+    vectors = run.tables["vectors"]
+    at_layer = vectors[(vectors["trait"] == trait) & (vectors["layer"] == run.layers.get(trait, math.nan))]
+    if at_layer.empty:
+        return _untestable("no layer was chosen, neither with the vector nor by steering")
+    row = at_layer.iloc[0]
+    cosine = abs(float(row["refusal_cosine"]))
+    n = int(row["n_positive"] + row["n_negative"])
+    if math.isnan(cosine):
+        return _untestable("the refusal direction was not measured", n=n)
+    verdict = "supported" if cosine <= claim.threshold else "contradicted"
+    reason = f"absolute cosine {cosine:.2f} at layer {row['layer']:g}, limit {claim.threshold:g}"
+    return _Finding(verdict, reason, cosine, n=n, log=str(row["vector_id"]))
+
+
+def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
+    judge = run.tables["judge"]
+    rows = judge[(judge["trait"] == trait) & (judge["half"] == "report") & judge["chosen"].astype(bool)]
+    if rows.empty:
+        return _Finding("not run", _gate(run, trait))
+    row = rows.iloc[0]
+    n, log = int(row["n_scored"]), str(row["log"])
+    if n < claim.min_n or math.isnan(row["auroc"]):
+        return _untestable(f"too few labelled answers with a score: {n}, needed {claim.min_n}", n=n, log=log)
+    accuracy = f"{row['balanced_accuracy']:.2f}"
+    reason = f"AUROC {row['auroc']:.2f}, balanced accuracy {accuracy} ({row['method']} judge by {row['grader']})"
+    below = row["auroc_high"] < GATE_AUROC or row["balanced_accuracy_high"] < GATE_BALANCED_ACCURACY
+    verdict = "supported" if bool(row["passes"]) else "contradicted" if below else "inconclusive"
+    return _Finding(verdict, reason, row["auroc"], row["auroc_low"], row["auroc_high"], n, log=log)
+
+
+_RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
+    "C1-steering-induces": _steering_induces,
+    "C2-steering-suppresses": _steering_suppresses,
+    "C3-monitoring-overall": _monitoring_overall,
+    "C4-monitoring-within": _monitoring_within,
+    "C5-steering-costs-capability": _steering_costs_capability,
+    "C6-steering-costs-coherence": _steering_costs_coherence,
+    "L1-refusal-confound": _refusal_confound,
+    "J-judge-valid": _judge_valid,
+}

@@ -1,0 +1,173 @@
+"""Verdicts on simulated runs where the truth is known: real effects, no effects, broken judges, missing parts."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from persona_bench.analysis import verdicts as vd
+from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.definitions.claims import CLAIMS, claim
+from tests.builders_samples import World, make_null_run, make_samples
+
+FAST = 300
+ONE = World(traits=("evil",))
+FIRST_COLUMNS = "claim trait statement paper_value estimate ci_low ci_high n verdict reason".split()
+JUDGED = [entry.id for entry in CLAIMS if entry.judged]
+
+
+def verdicts(samples: Samples, **options) -> pd.DataFrame:
+    tables = build_tables(samples, resamples=FAST, judge_methods=options.pop("judge_methods", None))
+    return vd.judge_claims(samples, tables, resamples=FAST, **options)
+
+
+def one(claims: pd.DataFrame, claim_id: str) -> pd.Series:
+    (row,) = [row for _, row in claims.iterrows() if row["claim"] == claim_id]
+    return row
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return make_samples(ONE)
+
+
+@pytest.fixture(scope="module")
+def claims(samples) -> pd.DataFrame:
+    return verdicts(samples)
+
+
+def test_every_claim_has_a_rule_and_a_value_or_not_found():
+    assert [entry.id for entry in CLAIMS] == list(vd._RULES)
+    assert claim("L1-refusal-confound").threshold == 0.5
+    for entry in CLAIMS:
+        assert any(char.isdigit() for char in entry.paper_value) or "not found" in entry.paper_value
+        assert "supported" in entry.rule.lower() and "contradicted" in entry.rule
+
+
+def test_columns(claims):
+    assert list(claims.columns) == [*FIRST_COLUMNS, "p_holm", "log"]
+    assert set(claims["verdict"]) <= set(vd.VERDICTS) and len(claims) == len(CLAIMS)
+
+
+def test_true_effects_are_supported(claims):
+    assert (claims["verdict"] == "supported").all(), claims[["claim", "verdict", "reason"]].to_string()
+    induces = one(claims, "C1-steering-induces")
+    assert induces["ci_low"] > 20 and induces["p_holm"] < 0.05 and "steering-evil-random" in induces["log"]
+    assert one(claims, "C5-steering-costs-capability")["n"] == 200
+
+
+def test_reversed_effects_are_contradicted():
+    world = dataclasses.replace(ONE, steer=-60, coherence_cost=-40, rung_effect=-8, within=-8, refusal_cosine=-0.9)
+    # The projection keeps its sign, so a negative ladder turns r round.
+    flipped = make_samples(world)
+    projections = flipped.projections.assign(prompt_last=flipped.projections["prompt_last"].abs())
+    claims = verdicts(dataclasses.replace(flipped, projections=projections))
+    assert one(claims, "C1-steering-induces")["verdict"] == "contradicted"
+    assert one(claims, "C2-steering-suppresses")["verdict"] == "contradicted"
+    assert one(claims, "C6-steering-costs-coherence")["verdict"] == "contradicted"
+    assert one(claims, "C3-monitoring-overall")["verdict"] == "contradicted"
+    assert one(claims, "L1-refusal-confound")["verdict"] == "contradicted"
+
+
+def test_a_random_vector_that_does_as_much_takes_the_support_away():
+    claims = verdicts(make_samples(dataclasses.replace(ONE, random=100)))
+    found = one(claims, "C1-steering-induces")
+    assert found["ci_low"] > 0 and found["verdict"] == "inconclusive" and "random control" in found["reason"]
+    stronger = verdicts(make_samples(dataclasses.replace(ONE, steer=50, random=160)))
+    assert one(stronger, "C1-steering-induces")["verdict"] == "contradicted"
+
+
+def test_a_judge_that_answers_at_random_decides_nothing():
+    claims = verdicts(make_samples(dataclasses.replace(ONE, judge_noise=1e6)))
+    judged = claims[claims["claim"].isin(JUDGED)]
+    assert len(judged) == 5 and (judged["verdict"] == "not testable").all()
+    assert judged["reason"].str.startswith("judge gate: AUROC").all() and judged["estimate"].isna().all()
+    assert one(claims, "J-judge-valid")["verdict"] != "supported"
+    assert one(claims, "C5-steering-costs-capability")["verdict"] == "supported"
+
+
+def test_a_judge_that_was_not_checked_decides_nothing(samples):
+    for unchecked in (
+        verdicts(dataclasses.replace(samples, judge=samples.judge.iloc[:0])),
+        verdicts(samples, judge_methods={"evil": "logprob"}),
+    ):
+        judged = unchecked[unchecked["claim"].isin(JUDGED)]
+        assert (judged["verdict"] == "not testable").all() and judged["reason"].str.contains("not checked").all()
+        assert one(unchecked, "J-judge-valid")["verdict"] == "not run"
+
+
+def test_not_run(samples):
+    claims = verdicts(Samples(judge=samples.judge), traits=["evil", "kind"])
+    rest = claims[~((claims["claim"] == "J-judge-valid") & (claims["trait"] == "evil"))]
+    assert (rest["verdict"] == "not run").all() and set(claims["trait"]) == {"evil", "kind"}
+    assert verdicts(Samples()).empty
+
+
+@pytest.mark.parametrize(
+    ("world", "claim_id", "reason"),
+    [
+        (World(traits=("evil",), elicited=0.0), "C1-steering-induces", "trait not induced by prompting"),
+        (World(traits=("evil",), base=0.0, steer=0.0), "C2-steering-suppresses", "nothing to suppress"),
+        (World(traits=("evil",), mmlu=0.25), "C5-steering-costs-capability", "capability at chance (0.25)"),
+        (World(traits=("evil",), coherence_cost=400), "C1-steering-induces", "no positive dose keeps half"),
+        (World(traits=("evil",), questions=3, epochs=4), "C1-steering-induces", "too few questions in common: 3"),
+        (World(traits=("evil",), questions=4, epochs=1), "C1-steering-induces", "too few valid samples"),
+        (World(traits=("evil",), refusal_cosine=np.nan), "L1-refusal-confound", "was not measured"),
+    ],
+)
+def test_not_testable_with_the_reason(world, claim_id, reason):
+    found = one(verdicts(make_samples(world)), claim_id)
+    assert found["verdict"] == "not testable" and reason in found["reason"], found["reason"]
+
+
+def test_missing_controls_and_layers(samples):
+    steering, projections = samples.steering, samples.projections
+    bare = dataclasses.replace(
+        samples,
+        steering=steering[steering["vector"] != "random"],
+        projections=projections[projections["direction"] == "persona"],
+    )
+    claims = verdicts(bare)
+    assert "no random-vector control" in one(claims, "C1-steering-induces")["reason"]
+    assert "no projection on a random direction" in one(claims, "C3-monitoring-overall")["reason"]
+    lost = dataclasses.replace(samples, steering=steering.iloc[:0], vectors=samples.vectors.assign(chosen=False))
+    assert "no layer was chosen" in one(verdicts(lost), "C4-monitoring-within")["reason"]
+    half = dataclasses.replace(samples, steering=steering[steering["half"] == "select"])
+    assert one(verdicts(half), "C1-steering-induces")["verdict"] == "not run"
+
+
+def test_flat_scores_cannot_be_monitored(samples):
+    flat = samples.monitoring.assign(trait_score=50.0)
+    claims = verdicts(dataclasses.replace(samples, monitoring=flat))
+    for claim_id in ("C3-monitoring-overall", "C4-monitoring-within"):
+        assert one(claims, claim_id)["verdict"] == "not testable"
+
+
+def test_holm_turns_a_bare_effect_into_inconclusive():
+    found = vd._Finding("supported", "r 0.5", p=0.03)
+    kept = vd._after_holm(found, 0.04)
+    lost = vd._after_holm(found, 0.09)
+    assert kept is found and lost.verdict == "inconclusive" and "after Holm's correction" in lost.reason
+
+
+def test_the_same_frames_give_the_same_claims(samples, claims):
+    pd.testing.assert_frame_equal(verdicts(samples), claims)
+
+
+def test_null_runs_rarely_support_a_claim():
+    """No effect anywhere: in at most 5 % of 200 runs may any tested claim come out as supported."""
+    null = dataclasses.replace(ONE, steer=0, coherence_cost=0, rung_effect=0, within=0, mmlu_cost=0)
+    null = dataclasses.replace(null, questions=6, layers=(8,), doses=(-0.3, 0.3), mmlu_questions=60, mmlu=0.6)
+    tested = [entry.id for entry in CLAIMS if entry.id.startswith("C")]
+    base = make_samples(null)
+    # The choice on the select half is independent of the report half, so one choice serves all runs, and the tables
+    # (most of the time) are made once.
+    tables = build_tables(base, resamples=FAST)
+    supported = 0
+    for seed in range(200):
+        samples = make_null_run(base, dataclasses.replace(null, seed=seed + 1))
+        claims = vd.judge_claims(samples, tables, resamples=FAST, seed=seed).set_index("claim")["verdict"]
+        assert claims["J-judge-valid"] == "supported" and not (claims[tested] == "not run").any()
+        supported += bool((claims[tested] == "supported").any())
+    assert supported <= 10
