@@ -84,6 +84,7 @@ class RowResult:
         projections: if a capture was asked for.
         hidden_means: `(3, n_layers + 1, d_model)` float32: last prompt token, mean over the prompt, mean over the
             continuation; the paper's three positions (section 2.2). Layer 0 is the embedding.
+        hidden_norms: `(n_layers + 1,)` float32, mean Euclidean norm over the continuation's tokens.
     """
 
     tokens: tuple[int, ...]
@@ -95,6 +96,7 @@ class RowResult:
     alternative_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     projections: Projections | None = None
     hidden_means: np.ndarray | None = None
+    hidden_norms: np.ndarray | None = None
 
 
 class _Job:
@@ -125,6 +127,7 @@ class _Job:
         self.prompt_last: np.ndarray | None = None
         self.prompt_mean: np.ndarray | None = None
         self.hidden: np.ndarray | None = None
+        self.norms: np.ndarray | None = None
         self.scores: list[float] = []
         self.continuation_logprobs = np.zeros(0, np.float32)
         self.alternative_logprobs = np.zeros(0, np.float32)
@@ -159,6 +162,7 @@ class _Job:
                 alternative_logprobs=self.alternative_logprobs,
                 projections=projections,
                 hidden_means=self.hidden,
+                hidden_norms=self.norms,
             )
         )
 
@@ -273,6 +277,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether any row waits or runs."""
         return bool(self._inbox or self._waiting or self._active)
+
+    @property
+    def load(self) -> int:
+        """How many rows wait or run."""
+        return len(self._inbox) + len(self._waiting) + len(self._active)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -626,6 +635,7 @@ class _Reader:
             for _index, _job, directions, (first, last) in self.captures
         ]
         self._hidden = {index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means}
+        self._norms = {index: torch.zeros(self.n_layers + 1, device=device) for index, _ in self.means}
 
     def _span(self, index: int, job: _Job) -> tuple[int, int]:
         capture = job.row.capture
@@ -645,6 +655,7 @@ class _Reader:
             out[1, layer] = hidden[index, :prompt].mean(0)
             if total > prompt:
                 out[2, layer] = hidden[index, prompt:total].mean(0)
+                self._norms[index][layer] = hidden[index, prompt:total].norm(dim=-1).mean()
 
     def deliver(self) -> None:
         for (index, job, _directions, (first, _last)), values in zip(self.captures, self._values, strict=True):
@@ -658,6 +669,7 @@ class _Reader:
                 job.response += list(values[prompt:])
         for index, job in self.means:
             job.hidden = self._hidden[index].cpu().numpy()
+            job.norms = self._norms[index].cpu().numpy()
 
 
 def _no_embedding(values: np.ndarray) -> np.ndarray:

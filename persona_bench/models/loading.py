@@ -158,7 +158,7 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, revi
 
 def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
     """Where a model's files are on this machine, fetching them if need be: (folder or .gguf file, source)."""
-    if name in assets.CATALOGUE:
+    if isinstance(assets.CATALOGUE.get(name), assets.WeightsAsset):
         folder = assets.fetch_weights(name, progress=logger.info)
         return folder, str(json.loads((folder / "source.json").read_text())["source"])
     path = Path(name).expanduser()
@@ -169,9 +169,32 @@ def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
             raise ModelError(f"{path} is a folder without config.json; give a transformers model folder")
         return path.resolve(), "folder"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return assets.fetch_hub(name, revision), "hub"
-    known = ", ".join(item for item in assets.CATALOGUE if assets.is_weights(item))
+        return _hub_snapshot(name, revision), "hub"
+    known = ", ".join(item for item, asset in assets.CATALOGUE.items() if isinstance(asset, assets.WeightsAsset))
     raise ModelError(f"unknown model {name!r}; use one of {known}, a Hub id (owner/name), a folder or a .gguf file")
+
+
+def _hub_snapshot(name: str, revision: str | None) -> Path:
+    """The folder of a Hub id: the local Hub cache where it has it, else a download."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+    except LocalEntryNotFoundError:
+        logger.info("%s is not in the local Hub cache; asking the Hub.", name)
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is no Hub id: {error}") from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=5))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        alike = [key for key, asset in assets.CATALOGUE.items() if getattr(asset, "hub", None) == name]
+        instead = f"use the catalogue's {alike[0]}, or " if alike else ""
+        raise ModelError(
+            f"{name} is neither in the local Hub cache nor can the Hub be reached or have it; {instead}"
+            f"download it where there is a network ({type(error).__name__})"
+        ) from error
 
 
 def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:

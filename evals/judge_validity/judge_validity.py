@@ -1,0 +1,44 @@
+"""How far the judge can be trusted: labelled answers, judged by the grader that judges everything else."""
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+
+from persona_bench.definitions.traits import load_labelled
+from persona_bench.errors import TraitError
+from persona_bench.inspect_ext.judge import Method, trait_judge
+from persona_bench.inspect_ext.solvers import given_response
+
+
+@task
+def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
+    """Judge the labelled answers that calibrate nothing.
+
+    Args:
+        trait: one of the suite's traits.
+        method: auto (the best for this grader and trait), logprob, contrast, yes_no or combined.
+    """
+    labelled = [item for item in load_labelled(trait) if item.half == "report"]
+    if not labelled:
+        raise TraitError(f"trait {trait!r} has no labelled answers; judge_validity measures the suite's own traits")
+    samples = [
+        Sample(
+            id=item.id,
+            input=item.question,
+            target=str(item.level),
+            metadata={
+                "trait": trait,
+                "answer": item.answer,
+                "level": item.level,
+                "kind": item.kind,
+                "half": item.half,
+                "question_id": item.question,
+            },
+        )
+        for item in labelled
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name=f"labelled-{trait}"),
+        solver=given_response(),
+        scorer=trait_judge(trait, method),
+        version="1-A",
+    )

@@ -1,0 +1,106 @@
+"""Every size of a run in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from persona_bench.errors import RunError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+        name: quick, standard or paper.
+        temperature: of the model under test.
+        max_tokens: most tokens of a response.
+        extraction_questions: how many of a trait's extraction questions.
+        extraction_rollouts: responses for each question, instruction and side.
+        evaluation_questions: how many of a trait's evaluation questions; even ones choose, odd ones report.
+        steering_rollouts: responses for each question and cell.
+        layer_fractions: steered layers as fractions of the depth.
+        doses: relative doses |alpha v| / mean |h_l|, signed; alpha follows from each vector and layer.
+        random_vectors: random directions of the same norm steered with as controls.
+        monitoring_rollouts: responses for each question and rung.
+        mmlu_questions: size of the seeded subset.
+        mmlu_doses: relative doses at the chosen layer.
+    """
+
+    name: str
+    temperature: float
+    max_tokens: int
+    extraction_questions: int
+    extraction_rollouts: int
+    evaluation_questions: int
+    steering_rollouts: int
+    layer_fractions: tuple[float, ...]
+    doses: tuple[float, ...]
+    random_vectors: int
+    monitoring_rollouts: int
+    mmlu_questions: int
+    mmlu_doses: tuple[float, ...]
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """The steered layers of a model with `n_layers` decoder blocks."""
+        return tuple(sorted({min(max(round(fraction * n_layers), 1), n_layers) for fraction in self.layer_fractions}))
+
+
+PRESETS = {
+    "quick": Preset(
+        name="quick",
+        temperature=0.7,  # at 1.0 a 135M model is incoherent without any steering
+        max_tokens=32,
+        extraction_questions=8,
+        extraction_rollouts=1,
+        evaluation_questions=12,
+        steering_rollouts=1,
+        layer_fractions=(0.4, 0.6),
+        doses=(-0.4, 0.2, 0.4),
+        random_vectors=1,
+        monitoring_rollouts=1,
+        mmlu_questions=100,
+        mmlu_doses=(-0.4, 0.4),
+    ),
+    "standard": Preset(
+        name="standard",
+        temperature=0.7,
+        max_tokens=96,
+        extraction_questions=20,
+        extraction_rollouts=2,
+        evaluation_questions=20,
+        steering_rollouts=3,
+        layer_fractions=(0.3, 0.45, 0.6, 0.75),
+        doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
+        random_vectors=2,
+        monitoring_rollouts=3,
+        mmlu_questions=500,
+        mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
+    ),
+    "paper": Preset(
+        name="paper",
+        temperature=1.0,
+        max_tokens=1000,
+        extraction_questions=20,
+        extraction_rollouts=10,
+        evaluation_questions=20,
+        steering_rollouts=10,
+        layer_fractions=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
+        random_vectors=3,
+        monitoring_rollouts=10,
+        mmlu_questions=2850,
+        mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
+    ),
+}
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+        RunError: for an unknown name.
+    """
+    if name not in PRESETS:
+        raise RunError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

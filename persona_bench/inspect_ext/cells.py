@@ -1,0 +1,132 @@
+"""The cells of a sweep: which vector, layer and coefficient a sample is steered with, and where the vector file is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.model import get_model
+
+from persona_bench.definitions.presets import Preset
+from persona_bench.errors import VectorError
+from persona_bench.inspect_ext.requests import ExtraArgs, SteeringRequest
+from persona_bench.vectors.vector import PersonaVector
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A vector file with its content hash, which identifies it in logs and caches."""
+
+    path: Path
+    vector: PersonaVector
+
+    @property
+    def reference(self) -> dict[str, str]:
+        """`file` and `sha256`, as requests name it."""
+        return {"file": str(self.path), "sha256": self.vector.hash}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition of a sweep; layer 0 and coefficient 0 without steering."""
+
+    vector: str
+    direction: str
+    layer: int
+    coefficient: float
+    relative_dose: float
+
+    @property
+    def id(self) -> str:
+        """Short and stable, part of sample ids."""
+        return "none" if self.vector == "none" else f"{self.direction}-l{self.layer}-d{self.relative_dose:+g}"
+
+    def metadata(self) -> dict[str, Any]:
+        """The columns that name the cell in tables."""
+        return {
+            "vector": self.vector,
+            "direction": self.direction,
+            "layer": self.layer,
+            "coefficient": self.coefficient,
+            "relative_dose": self.relative_dose,
+        }
+
+    def extra(self, file: VectorFile) -> ExtraArgs:
+        """What the provider is asked for."""
+        if self.vector == "none":
+            return ExtraArgs()
+        request = SteeringRequest(
+            **file.reference, direction=self.direction, layers=(self.layer,), scale=self.coefficient
+        )
+        return ExtraArgs(apply_steering_vectors=(request,))
+
+
+UNSTEERED = Cell("none", "none", 0, 0.0, 0.0)
+
+
+def find_vector(path: str, trait: str, preset: str) -> VectorFile:
+    """The vector of a task: the file given, or the one a run of the same model and preset left in `results/`.
+
+    Raises:
+        VectorError: there is none, with the command that makes one.
+    """
+    if path:
+        file = Path(path).resolve()
+        return VectorFile(file, PersonaVector.load(file))
+    model = get_model()
+    file = Path("results", model_folder(model.name), preset, "vectors", f"{trait}.safetensors").resolve()
+    if not file.exists():
+        raise VectorError(
+            f"no vector for {trait}: {file} does not exist; make one with `persona-bench extract --model {model.name} "
+            f"--trait {trait} --out {trait}.safetensors` and pass -T vector={trait}.safetensors"
+        )
+    return VectorFile(file, PersonaVector.load(file))
+
+
+def model_folder(model: str) -> str:
+    """A model's name as one folder name."""
+    return model.strip("/").replace("/", "--").lstrip(".") or "model"
+
+
+def sweep(
+    file: VectorFile, layers: Sequence[int], doses: Sequence[float], random_vectors: int, control_layers: Sequence[int]
+) -> list[Cell]:
+    """No steering, every layer and dose with the persona vector, and random vectors of the same norms as controls.
+
+    Args:
+        file: the vector.
+        layers: 1-based layers.
+        doses: signed relative doses |alpha v| / mean |h_l|.
+        random_vectors: how many random directions.
+        control_layers: where those are swept, at the largest dose of either sign.
+    """
+    cells = [UNSTEERED]
+    extremes = sorted({min(doses), max(doses)}) if doses else []
+    plan = [("persona", "persona", layer, dose) for layer in layers for dose in doses]
+    plan += [
+        ("random", f"random:{index}", layer, dose)
+        for index in range(random_vectors)
+        for layer in control_layers
+        for dose in extremes
+    ]
+    for vector, direction, layer, dose in plan:
+        file.vector.check_layer(layer)
+        cells.append(Cell(vector, direction, layer, file.vector.coefficient(layer, dose), dose))
+    return cells
+
+
+def numbers(given: str, default: Sequence[float]) -> tuple[float, ...]:
+    """A comma-separated list from the command line, or the default."""
+    return tuple(float(item) for item in str(given).split(",")) if str(given).strip() else tuple(default)
+
+
+def half(question_id: int) -> str:
+    """Even questions choose layer and coefficient, odd ones report."""
+    return "select" if question_id % 2 == 0 else "report"
+
+
+def preset_layers(preset: Preset, file: VectorFile, given: str) -> tuple[int, ...]:
+    """The swept layers: those given, or the preset's fractions of the depth."""
+    return tuple(int(item) for item in numbers(given, preset.layers(file.vector.n_layers)))

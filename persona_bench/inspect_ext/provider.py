@@ -1,0 +1,333 @@
+"""The `persona/<weights>` model provider: Inspect requests to engine rows and back."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    StopReason,
+    TopLogprob,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+from pydantic import ValidationError
+
+from persona_bench.errors import ModelError, VectorError
+from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
+from persona_bench.models.chat import prompt_ids, response_ids, shared_length
+from persona_bench.models.engine import Projections, Row, RowResult
+from persona_bench.models.loading import load
+from persona_bench.models.sampling import Sampling
+from persona_bench.models.steering import Capture, Intervention
+from persona_bench.models.worker import WORKER
+from persona_bench.vectors.vector import PersonaVector
+
+DEFAULT_MAX_TOKENS = 512
+STOP_REASONS: dict[str, StopReason] = {
+    "stop": "stop",
+    "max_tokens": "max_tokens",
+    "model_length": "model_length",
+    "scored": "stop",
+}
+
+
+@lru_cache(maxsize=64)
+def _vector(file: str, sha256: str, _stamp: int) -> PersonaVector:
+    vector = PersonaVector.load(Path(file))
+    if vector.hash != sha256:
+        raise VectorError(f"{file} has content {vector.hash[:12]}, the request names {sha256[:12]}; rebuild the task")
+    return vector
+
+
+def read_vector(file: str, sha256: str) -> PersonaVector:
+    """A vector file whose content is exactly what the request names, read once."""
+    path = Path(file)
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    return _vector(file, sha256, stamp)
+
+
+class PersonaAPI(ModelAPI):
+    """Local weights with per-request steering and capture.
+
+    Model args (`-M`): `dtype` (bfloat16, float16, float32, auto), `device`, `revision`, `max_batch` (64).
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),
+        dtype: str | None = None,
+        device: str | None = None,
+        revision: str | None = None,
+        max_batch: int = 64,
+        **model_args: Any,
+    ) -> None:
+        if model_args:
+            raise ModelError(
+                f"unknown model argument(s) {', '.join(model_args)}; use dtype, device, revision or max_batch"
+            )
+        super().__init__(model_name, base_url, api_key, [], config)
+        self.loaded = load(model_name, dtype=dtype, device=device, revision=revision)
+        self.engine = WORKER.engine(self.loaded, max_batch=max_batch)
+        self._directions: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
+        self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
+
+    def max_connections(self) -> int:
+        """Twice the batch, so that rows that finish find others waiting."""
+        return 2 * self.engine.max_batch
+
+    def connection_key(self) -> str:
+        """One pool a weight set."""
+        return f"{self.loaded.weights_hash}:{self.loaded.dtype}:{self.loaded.device}"
+
+    def max_tokens(self) -> int | None:
+        """Length of a response where the task sets none."""
+        return DEFAULT_MAX_TOKENS
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Tokens of a text by the model's own tokenizer."""
+        return len(response_ids(self.loaded.tokenizer, text))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return list(response_ids(self.loaded.tokenizer, text))
+
+    async def generate(
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """Generate, or score the items of `extra_args.score`; see `requests` for what may be asked."""
+        if tools:
+            raise ModelError("the persona provider runs no tools; use a task without them")
+        started = time.monotonic()
+        extra = _parse(config)
+        interventions = tuple(item for request in extra.apply_steering_vectors for item in self._interventions(request))
+        if extra.score:
+            output = await self._score(extra, interventions)
+        else:
+            output = await self._generate(input, config, extra, interventions)
+        output.time = time.monotonic() - started
+        return output
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    async def _generate(
+        self,
+        input: list[ChatMessage],
+        config: GenerateConfig,
+        extra: ExtraArgs,
+        interventions: tuple[Intervention, ...],
+    ) -> ModelOutput:
+        messages = [{"role": message.role, "content": message.text} for message in input]
+        prompt = prompt_ids(self.loaded.tokenizer, messages)
+        row = Row(
+            prompt,
+            sampling=_sampling(config),
+            interventions=interventions,
+            capture=None if extra.output_projections is None else self._capture(extra.output_projections),
+            shared_prefix=self._shared(messages, prompt),
+        )
+        n = config.num_choices or 1
+        rows = [row] if n == 1 else [_reseed(row, index) for index in range(n)]
+        if config.prompt_logprobs is not None:
+            # The prompt itself as the continuation of its first token.
+            rows.append(Row(prompt[:1], prompt[1:], interventions=interventions))
+        results = await _results(rows, self)
+        prompt_logprobs = _prompt_logprobs(self, prompt, results.pop()) if config.prompt_logprobs is not None else None
+        choices = [self._choice(result, config, prompt_logprobs) for result in results]
+        sampled = sum(result.n_sampled for result in results)
+        metadata: dict[str, Any] | None = None
+        if extra.output_projections is not None and results[0].projections is not None:
+            metadata = {"projections": _report(results[0].projections, extra.output_projections)}
+        return ModelOutput(
+            model=self.model_name,
+            choices=choices,
+            usage=ModelUsage(input_tokens=len(prompt), output_tokens=sampled, total_tokens=len(prompt) + sampled),
+            metadata=metadata,
+        )
+
+    def _shared(self, messages: list[dict[str, str]], prompt: tuple[int, ...]) -> int:
+        key = tuple((message["role"], message["content"]) for message in messages[:-1]) + ((messages[-1]["role"], ""),)
+        if key not in self._prefixes:
+            self._prefixes[key] = shared_length(self.loaded.tokenizer, messages, prompt)
+        return min(self._prefixes[key], len(prompt))
+
+    def _choice(self, result: RowResult, config: GenerateConfig, prompt: Logprobs | None) -> ChatCompletionChoice:
+        tokenizer = self.loaded.tokenizer
+        text = tokenizer.decode(result.tokens, skip_special_tokens=True)
+        for stop in config.stop_seqs or ():
+            text = text.split(stop, 1)[0]
+        logprobs = None
+        if config.logprobs:
+            logprobs = Logprobs(
+                content=[
+                    Logprob(
+                        token=tokenizer.decode([token]),
+                        logprob=value,
+                        top_logprobs=[
+                            TopLogprob(token=tokenizer.decode([other]), logprob=other_value) for other, other_value in top
+                        ],
+                    )
+                    for token, value, top in zip(result.tokens, result.logprobs, result.top_logprobs, strict=True)
+                ]
+            )
+        return ChatCompletionChoice(
+            message=ChatMessageAssistant(content=text, model=self.model_name, source="generate"),
+            stop_reason=STOP_REASONS[result.stop_reason],
+            logprobs=logprobs,
+            prompt_logprobs=prompt,
+        )
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    async def _score(self, extra: ExtraArgs, interventions: tuple[Intervention, ...]) -> ModelOutput:
+        rows = [self._score_row(item, interventions) for item in extra.score]
+        results = await _results(rows, self)
+        n_tokens = sum(len(row.prompt) + len(row.continuation) for row in rows)
+        output = ModelOutput.from_content(self.model_name, "")
+        output.usage = ModelUsage(input_tokens=n_tokens, output_tokens=0, total_tokens=n_tokens)
+        output.metadata = {
+            "scores": [
+                {
+                    "n_tokens": len(result.continuation_logprobs),
+                    "logprob": float(result.continuation_logprobs.astype(np.float64).sum()),
+                    "alternatives": [float(value) for value in result.alternative_logprobs],
+                }
+                for result in results
+            ]
+        }
+        return output
+
+    def _score_row(self, item: ScoreItem, interventions: tuple[Intervention, ...]) -> Row:
+        tokenizer = self.loaded.tokenizer
+        if item.messages:
+            prompt = prompt_ids(tokenizer, item.messages)
+            shared = len(prompt) if item.continuation else self._shared([dict(m) for m in item.messages], prompt)
+        else:
+            prompt = tuple(tokenizer(item.text)["input_ids"])
+            shared = len(prompt)
+            if item.shared:
+                head = tuple(tokenizer(item.text[: item.shared])["input_ids"])
+                shared = _common(head, prompt)
+        return Row(
+            prompt,
+            response_ids(tokenizer, item.continuation) if item.continuation else (),
+            alternatives=tuple(response_ids(tokenizer, text)[0] for text in item.alternatives),
+            interventions=interventions,
+            shared_prefix=shared,
+        )
+
+    # -- vectors -------------------------------------------------------------------------------------------------
+
+    def _interventions(self, request: SteeringRequest) -> list[Intervention]:
+        vector = read_vector(request.file, request.sha256)
+        values = vector.direction(request.direction)
+        out, previous = [], torch.zeros(values.shape[1])
+        for layer in request.layers:
+            vector.check_layer(layer)
+            step = values[layer] - previous if request.incremental else values[layer]
+            previous = values[layer]
+            out.append(Intervention(layer, step, request.scale, request.operation, request.positions))
+        return out
+
+    def _capture(self, request: ProjectionRequest) -> Capture:
+        vector = read_vector(request.file, request.sha256)
+        for layer in request.layers:
+            vector.check_layer(layer)
+        key = (request.sha256, request.directions)
+        if key not in self._directions:
+            stacked = torch.stack([vector.direction(name) for name in request.directions])
+            self._directions[key] = torch.nn.functional.normalize(stacked, dim=-1)
+        return Capture(self._directions[key], prompt_mean=request.prompt_mean, per_token=request.per_token)
+
+
+def _parse(config: GenerateConfig) -> ExtraArgs:
+    body = config.extra_body or {}
+    unknown = set(body) - {"extra_args"}
+    if unknown:
+        raise ModelError(f"unknown extra_body key(s) {', '.join(sorted(unknown))}; the persona provider reads extra_args")
+    try:
+        return ExtraArgs.model_validate(body.get("extra_args", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"extra_args.{where}: {first['msg']}") from error
+
+
+def _sampling(config: GenerateConfig) -> Sampling:
+    # Without a seed every call is a fresh draw, as with any other provider.
+    seed = config.seed if config.seed is not None else secrets.randbits(63)
+    return Sampling(
+        max_tokens=config.max_tokens or DEFAULT_MAX_TOKENS,
+        temperature=1.0 if config.temperature is None else config.temperature,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        top_k=config.top_k or 0,
+        seed=seed,
+        stop_strings=tuple(config.stop_seqs or ()),
+        logprobs=bool(config.logprobs),
+        top_logprobs=config.top_logprobs or 0,
+    )
+
+
+def _reseed(row: Row, index: int) -> Row:
+    assert row.sampling is not None
+    return replace(row, sampling=replace(row.sampling, seed=row.sampling.seed + index))
+
+
+async def _results(rows: list[Row], api: PersonaAPI) -> list[RowResult]:
+    futures = WORKER.submit(api.engine, rows)
+    return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+
+
+def _prompt_logprobs(api: PersonaAPI, prompt: tuple[int, ...], result: RowResult) -> Logprobs:
+    """Log-probabilities of prompt tokens 2..n; the first has none."""
+    values = zip(prompt[1:], result.continuation_logprobs, strict=True)
+    decode = api.loaded.tokenizer.decode
+    return Logprobs(content=[Logprob(token=decode([token]), logprob=float(value)) for token, value in values])
+
+
+def _report(projections: Projections, request: ProjectionRequest) -> dict[str, dict[str, dict[str, Any]]]:
+    """direction -> layer -> position -> projection, plain JSON."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for index, name in enumerate(request.directions):
+        out[name] = {}
+        for layer in request.layers:
+            values: dict[str, Any] = {}
+            for position in ("prompt_last", "prompt_mean", "response_mean"):
+                found = getattr(projections, position)
+                if found is not None:
+                    values[position] = float(found[index, layer])
+            if projections.per_token is not None:
+                values["per_token"] = [float(value) for value in projections.per_token[:, index, layer]]
+            out[name][str(layer)] = values
+    return out
+
+
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    count = 0
+    for ours, theirs in zip(first, second, strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count

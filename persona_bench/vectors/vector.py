@@ -1,0 +1,170 @@
+"""PersonaVector: a direction at every layer with its controls and its provenance, in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persona_bench.errors import VectorError
+from persona_bench.files import atomic_path
+
+FORMAT = "persona-bench/1"
+MAX_BYTES = 2**31
+DIRECTIONS = ("persona", "prompt_last", "prompt_avg", "shuffled", "refusal")
+
+
+@dataclass(frozen=True, eq=False)
+class PersonaVector:
+    """Directions of one trait in one model.
+
+    Attributes:
+        trait: the trait's name.
+        directions: name -> `(n_layers + 1, d_model)` float32, raw; row 0 is the embedding and is never steered.
+            `persona` is the paper's response-average difference of means; `prompt_last` and `prompt_avg` its other
+            positions (section 2.2); `shuffled` comes from the same responses with labels shuffled; `refusal` is
+            refusing minus complying responses.
+        residual_norms: `(n_layers + 1,)` float32, mean |h_l| over response tokens, the scale of relative doses.
+        provenance: weights hash, trait hash, logs, filter, counts, versions.
+    """
+
+    trait: str
+    directions: Mapping[str, Tensor]
+    residual_norms: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "persona" not in self.directions:
+            raise VectorError("a vector needs a 'persona' direction")
+        shape = self.directions["persona"].shape
+        if len(shape) != 2 or shape[0] < 2:
+            raise VectorError(f"a vector has shape (n_layers + 1, d_model), not {tuple(shape)}")
+        for name, value in (*self.directions.items(), ("residual_norms", self.residual_norms)):
+            expected = shape[:1] if name == "residual_norms" else shape
+            if value.shape != expected:
+                raise VectorError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
+            if value.dtype != torch.float32:
+                raise VectorError(f"{name} is {value.dtype}, expected float32")
+            if not bool(torch.isfinite(value).all()):
+                raise VectorError(f"{name} holds values that are not finite (NaN or infinity)")
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks of the model it was made for."""
+        return int(self.directions["persona"].shape[0]) - 1
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the numbers alone: equal for equal vectors whatever logs they came from."""
+        digest = hashlib.sha256(self.trait.encode())
+        for name in sorted(self.directions):
+            digest.update(name.encode())
+            digest.update(self.directions[name].contiguous().numpy().tobytes())
+        digest.update(self.residual_norms.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def direction(self, name: str) -> Tensor:
+        """`(n_layers + 1, d_model)`: a stored direction, or `random:K`, the K-th random one of the same norms.
+
+        Raises:
+            VectorError: for a name the file does not hold.
+        """
+        if name.startswith("random:") and name.removeprefix("random:").isdigit():
+            return self._random(int(name.removeprefix("random:")))
+        if name not in self.directions:
+            raise VectorError(f"no direction {name!r} in this vector; it holds {', '.join(self.directions)} and random:K")
+        return self.directions[name]
+
+    def _random(self, seed: int) -> Tensor:
+        persona = self.directions["persona"]
+        noise = torch.randn(persona.shape, generator=torch.Generator().manual_seed(7919 + seed))
+        return noise / noise.norm(dim=1, keepdim=True) * persona.norm(dim=1, keepdim=True)
+
+    def check_layer(self, layer: int) -> None:
+        """Refuse a layer outside 1..n_layers.
+
+        Raises:
+            VectorError: naming the range.
+        """
+        if not 1 <= layer <= self.n_layers:
+            raise VectorError(f"layer {layer} is outside 1..{self.n_layers} of this vector; choose one inside")
+
+    def relative_dose(self, layer: int, coefficient: float) -> float:
+        """Signed |alpha v| / mean |h_l| of steering with this vector at a layer."""
+        norm = float(self.directions["persona"][layer].norm())
+        return coefficient * norm / float(self.residual_norms[layer])
+
+    def coefficient(self, layer: int, dose: float) -> float:
+        """The coefficient alpha (multiples of the raw vector) whose relative dose at a layer is `dose`."""
+        norm = float(self.directions["persona"][layer].norm())
+        if norm == 0:
+            raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
+        return dose * float(self.residual_norms[layer]) / norm
+
+    def refusal_cosines(self) -> Tensor:
+        """`(n_layers + 1,)`: cosine of the persona direction with the refusal direction, NaN where it is unknown."""
+        if "refusal" not in self.directions:
+            return torch.full((self.n_layers + 1,), torch.nan)
+        return torch.nn.functional.cosine_similarity(self.directions["persona"], self.directions["refusal"])
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {f"direction.{name}": value.contiguous() for name, value in self.directions.items()}
+        tensors["residual_norms"] = self.residual_norms.contiguous()
+        header = {
+            "format": FORMAT,
+            "trait": self.trait,
+            "hash": self.hash,
+            "provenance": json.dumps(dict(self.provenance), sort_keys=True),
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path: Path) -> PersonaVector:
+        """Read a file written by `save`; nothing in it is executed.
+
+        Raises:
+            VectorError: not such a file, broken, of a wrong shape, not finite, or changed since it was written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise VectorError(f"no vector file {path}; make one with `persona-bench extract`")
+        if path.stat().st_size > MAX_BYTES:
+            raise VectorError(f"{path} is larger than {MAX_BYTES} bytes; is it a vector file?")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.get("format") != FORMAT:
+                raise VectorError(f"{path} is not a persona-bench vector (format {header.get('format')!r})")
+            vector = cls(
+                trait=header["trait"],
+                directions={
+                    name.removeprefix("direction."): value
+                    for name, value in tensors.items()
+                    if name.startswith("direction.")
+                },
+                residual_norms=tensors["residual_norms"],
+                provenance=json.loads(header["provenance"]),
+            )
+        except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+            raise VectorError(f"cannot read vector {path}: {str(error).splitlines()[0]}") from error
+        except VectorError as error:
+            raise VectorError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+        if vector.hash != header.get("hash"):
+            raise VectorError(f"{path} has changed since it was written (content hash differs); make it again")
+        return vector
