@@ -6,7 +6,7 @@ same frames give byte-identical CSV files.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -533,9 +533,10 @@ def chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, floa
 
 def _monitoring_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> pd.DataFrame:
     rows: list[Row] = []
-    pairs = samples.projections[["trait", "direction", "layer"]].drop_duplicates()
-    for trait, direction, layer in sorted(pairs.itertuples(index=False, name=None)):
-        points = monitoring_points(samples, trait, direction, layer)
+    for key, projected in _groups(samples.projections, "trait", "direction", "layer"):
+        trait, direction, layer = key.values()
+        # Only this group's rows are searched: a paper-sized run has hundreds of groups in one long frame.
+        points = monitoring_points(replace(samples, projections=projected), trait, direction, layer)
         for half, part in _halves(points):
             # The stream is named without the direction: persona and control are resampled alike.
             r = st.pearson(
