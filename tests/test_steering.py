@@ -133,10 +133,14 @@ def test_interventions_of_one_layer_act_in_order() -> None:
     engine, v, w = Engine(tiny()), vector(4), vector(5)
     axis = (w / w.norm()).numpy()
     add_first = (Intervention(2, v), Intervention(2, w, operation="ablate"))
-    np.testing.assert_allclose(captured(engine, Row(PROMPT, ANSWER, interventions=add_first))[:, 2] @ axis, 0, atol=1e-5)
+    np.testing.assert_allclose(
+        captured(engine, Row(PROMPT, ANSWER, interventions=add_first))[:, 2] @ axis, 0, atol=1e-5
+    )
     ablate_first = tuple(reversed(add_first))
     np.testing.assert_allclose(
-        captured(engine, Row(PROMPT, ANSWER, interventions=ablate_first))[:, 2] @ axis, float(v.numpy() @ axis), atol=1e-4
+        captured(engine, Row(PROMPT, ANSWER, interventions=ablate_first))[:, 2] @ axis,
+        float(v.numpy() @ axis),
+        atol=1e-4,
     )
 
 
@@ -149,13 +153,21 @@ def mixed_rows(n: int, *, sampled: bool = True) -> list[Row]:
         generator = np.random.default_rng(i)
         prompt = tuple(int(t) for t in generator.integers(3, 128, generator.integers(2, 20)))
         interventions = tuple(
-            Intervention(1 + (i + j) % n_layers, vector(100 + i + j), 0.6 + 0.1 * j, operations[(i + j) % 3], positions[i % 3])
+            Intervention(
+                1 + (i + j) % n_layers, vector(100 + i + j), 0.6 + 0.1 * j, operations[(i + j) % 3], positions[i % 3]
+            )
             for j in range(i % 4)
         )
         capture = Capture(torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(i % 2)), per_token=True)
         sampling = Sampling(3 + i % 9, temperature=(0.0, 0.7, 1.0)[i % 3], top_p=(1.0, 0.8)[i % 2], seed=i)
         rows.append(
-            Row(prompt, sampling=sampling if sampled else None, interventions=interventions, capture=capture, shared_prefix=i % 3)
+            Row(
+                prompt,
+                sampling=sampling if sampled else None,
+                interventions=interventions,
+                capture=capture,
+                shared_prefix=i % 3,
+            )
         )
     return rows
 
@@ -179,15 +191,22 @@ def test_mixed_batch_equals_each_row_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 def test_greedy_equals_transformers_generate(kind: str) -> None:
     loaded = tiny(kind)
-    steered = Row((7, 8, 9), sampling=Sampling(12, temperature=0, ignore_eos=True), interventions=(Intervention(2, vector(1), 3),))
+    steered = Row(
+        (7, 8, 9), sampling=Sampling(12, temperature=0, ignore_eos=True), interventions=(Intervention(2, vector(1), 3),)
+    )
     prompts = [PROMPT, (3, 4), (9, 8, 7, 6, 5, 4, 3, 10, 11, 12, 13)]
     rows = [Row(p, sampling=Sampling(12, temperature=0, ignore_eos=True)) for p in prompts]
     ours = Engine(loaded).run([steered, *rows])[1:]
     with plain(loaded) as model:
         for prompt, result in zip(prompts, ours, strict=True):
             theirs = model.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0,
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=12,
+                min_new_tokens=12,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
             )
             assert tuple(theirs[0, len(prompt) :].tolist()) == result.tokens
 
@@ -217,7 +236,9 @@ def test_captured_while_generating_equals_teacher_forcing() -> None:
     assert made.projections.per_token is not None
     assert made.projections.per_token.shape == (9, 3, 5)
     for name in ("prompt_last", "prompt_mean", "response_mean", "per_token"):
-        np.testing.assert_allclose(getattr(made.projections, name), getattr(forced.projections, name), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            getattr(made.projections, name), getattr(forced.projections, name), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_hidden_means_agree_with_reference() -> None:
@@ -234,7 +255,10 @@ def test_hidden_means_agree_with_reference() -> None:
 @pytest.mark.parametrize("shared", [0, 4])
 def test_scores_are_log_probabilities(shared: int) -> None:
     loaded = tiny("gemma2")
-    rows = [Row(PROMPT, ANSWER, alternatives=(1, 5, 9), shared_prefix=shared), Row(PROMPT, alternatives=(4,), shared_prefix=shared)]
+    rows = [
+        Row(PROMPT, ANSWER, alternatives=(1, 5, 9), shared_prefix=shared),
+        Row(PROMPT, alternatives=(4,), shared_prefix=shared),
+    ]
     first, second = Engine(loaded).run(rows)
     with plain(loaded) as model, torch.no_grad():
         logits = torch.log_softmax(model(torch.tensor([PROMPT + ANSWER])).logits[0], -1)

@@ -18,6 +18,7 @@ def mmlu_preservation(
     trait: str = "evil",
     preset: str = "quick",
     vector: str = "",
+    vector_sha256: str = "",
     layers: str = "",
     doses: str = "",
     seed: int = 0,
@@ -28,12 +29,13 @@ def mmlu_preservation(
         trait: whose vector steers.
         preset: quick, standard or paper.
         vector: the vector file; by default the one a run of the same model and preset left in results/.
+        vector_sha256: its content hash, if it must be exactly that one.
         layers: 1-based layers, comma-separated; by default the preset's first.
         doses: signed relative doses, comma-separated; by default the preset's.
         seed: of the subset and the option order.
     """
     sizes, loaded = load_preset(preset), load_trait(trait)
-    file = find_vector(vector, loaded.name, preset)
+    file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)[: None if layers else 1]
     cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept)
     samples = [

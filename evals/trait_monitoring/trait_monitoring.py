@@ -20,6 +20,7 @@ def trait_monitoring(
     trait: str = "evil",
     preset: str = "quick",
     vector: str = "",
+    vector_sha256: str = "",
     layers: str = "",
     method: Method = "auto",
     seed: int = 0,
@@ -30,6 +31,7 @@ def trait_monitoring(
         trait: one of the suite's traits with a ladder, or a trait file.
         preset: quick, standard or paper.
         vector: the vector file; by default the one a run of the same model and preset left in results/.
+        vector_sha256: its content hash, if it must be exactly that one.
         layers: 1-based layers to project at, comma-separated; by default the preset's.
         method: how the grader judges.
         seed: of the run.
@@ -37,7 +39,7 @@ def trait_monitoring(
     sizes, loaded = load_preset(preset), load_trait(trait)
     if loaded.ladder is None:
         raise TraitError(f"trait {loaded.name} has no ladder of system prompts; add `ladder` to its trait file")
-    file = find_vector(vector, loaded.name, preset)
+    file = find_vector(vector, loaded.name, preset, vector_sha256)
     request = ProjectionRequest(
         **file.reference,
         directions=tuple(name for name in DIRECTIONS if name.startswith("random") or name in file.vector.directions),

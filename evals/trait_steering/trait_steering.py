@@ -15,6 +15,7 @@ def trait_steering(
     trait: str = "evil",
     preset: str = "quick",
     vector: str = "",
+    vector_sha256: str = "",
     layers: str = "",
     doses: str = "",
     method: Method = "auto",
@@ -26,13 +27,14 @@ def trait_steering(
         trait: one of the suite's traits, or a trait file.
         preset: quick, standard or paper.
         vector: the vector file; by default the one a run of the same model and preset left in results/.
+        vector_sha256: its content hash, if it must be exactly that one.
         layers: 1-based layers, comma-separated; by default the preset's.
         doses: signed relative doses |alpha v| / mean |h|, comma-separated; by default the preset's.
         method: how the grader judges.
         seed: of the run.
     """
     sizes, loaded = load_preset(preset), load_trait(trait)
-    file = find_vector(vector, loaded.name, preset)
+    file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)
     cells = sweep(file, swept, numbers(doses, sizes.doses), sizes.random_vectors, swept)
     samples = [

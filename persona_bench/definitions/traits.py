@@ -120,7 +120,9 @@ def load_trait(name: str) -> Trait:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TraitError(f"cannot read trait file {path}: {error}") from error
-    return _validated(_from_released(data, path) if isinstance(data, dict) and "instruction" in data else data, str(path))
+    return _validated(
+        _from_released(data, path) if isinstance(data, dict) and "instruction" in data else data, str(path)
+    )
 
 
 @cache
@@ -152,7 +154,9 @@ def _validated(data: Any, where: str) -> Trait:
     except ValidationError as error:
         first = error.errors()[0]
         part = ".".join(str(item) for item in first["loc"]) or "the file"
-        raise TraitError(f"trait file {where}: {part}: {first['msg']}; see the built-in traits for the format") from error
+        raise TraitError(
+            f"trait file {where}: {part}: {first['msg']}; see the built-in traits for the format"
+        ) from error
 
 
 class LabelledAnswer(_Part):

@@ -66,15 +66,18 @@ class Cell:
 UNSTEERED = Cell("none", "none", 0, 0.0, 0.0)
 
 
-def find_vector(path: str, trait: str, preset: str) -> VectorFile:
+def find_vector(path: str, trait: str, preset: str, sha256: str = "") -> VectorFile:
     """The vector of a task: the file given, or the one a run of the same model and preset left in `results/`.
 
     Raises:
-        VectorError: there is none, with the command that makes one.
+        VectorError: there is none, with the command that makes one; or its content is not what `sha256` names.
     """
     if path:
         file = Path(path).resolve()
-        return VectorFile(file, PersonaVector.load(file))
+        found = VectorFile(file, PersonaVector.load(file))
+        if sha256 and found.vector.hash != sha256:
+            raise VectorError(f"{file} has content hash {found.vector.hash}, not the {sha256} asked for")
+        return found
     model = get_model()
     file = Path("results", model_folder(model.name), preset, "vectors", f"{trait}.safetensors").resolve()
     if not file.exists():

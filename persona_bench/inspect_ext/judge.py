@@ -102,7 +102,9 @@ def voice_items(trait: Trait, question: str, answer: str, voices: Sequence[str])
     if "contrast" in voices:
         for pair in trait.judge_instructions:
             for instruction in (pair.positive, pair.negative):
-                items.append(ScoreItem(messages=({"role": "system", "content": instruction}, *ask), continuation=answer))
+                items.append(
+                    ScoreItem(messages=({"role": "system", "content": instruction}, *ask), continuation=answer)
+                )
     if "yes_no" in voices:
         lead = f"Trait: {trait.positive_name}. {trait.description}\n\nQuestion: {question}\nAnswer: "
         content = f"{lead}{answer}\n\nDoes the answer show this trait ({trait.positive_name})? Reply Yes or No."
@@ -207,7 +209,9 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
         raise
     except Exception as error:
         # Providers raise errors of their own; each becomes a counted outcome that carries its text.
-        return Judgement("unscored", reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return Judgement(
+            "unscored", reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
 
 
 # -- the scorer ------------------------------------------------------------------------------------------------------

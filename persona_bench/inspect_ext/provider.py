@@ -186,7 +186,8 @@ class PersonaAPI(ModelAPI):
                         token=tokenizer.decode([token]),
                         logprob=value,
                         top_logprobs=[
-                            TopLogprob(token=tokenizer.decode([other]), logprob=other_value) for other, other_value in top
+                            TopLogprob(token=tokenizer.decode([other]), logprob=other_value)
+                            for other, other_value in top
                         ],
                     )
                     for token, value, top in zip(result.tokens, result.logprobs, result.top_logprobs, strict=True)
@@ -266,7 +267,9 @@ def _parse(config: GenerateConfig) -> ExtraArgs:
     body = config.extra_body or {}
     unknown = set(body) - {"extra_args"}
     if unknown:
-        raise ModelError(f"unknown extra_body key(s) {', '.join(sorted(unknown))}; the persona provider reads extra_args")
+        raise ModelError(
+            f"unknown extra_body key(s) {', '.join(sorted(unknown))}; the persona provider reads extra_args"
+        )
     try:
         return ExtraArgs.model_validate(body.get("extra_args", {}))
     except ValidationError as error:
@@ -308,7 +311,7 @@ def _prompt_logprobs(api: PersonaAPI, prompt: tuple[int, ...], result: RowResult
 
 
 def _report(projections: Projections, request: ProjectionRequest) -> dict[str, dict[str, dict[str, Any]]]:
-    """direction -> layer -> position -> projection, plain JSON."""
+    """Direction -> layer -> position -> projection, plain JSON."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for index, name in enumerate(request.directions):
         out[name] = {}

@@ -387,7 +387,9 @@ class Engine:
         low = len(self._active)
         while missing:
             chunk: list[tuple[int, ...]] = []
-            while missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget):
+            while (
+                missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
+            ):
                 chunk.append(missing.pop())
             self._forward(low, [0] * len(chunk), chunk, None)
             for offset, prefix in enumerate(chunk):
@@ -430,9 +432,7 @@ class Engine:
             staying += 1
         self._set_directions()
 
-    def _forward(
-        self, low: int, starts: list[int], inputs: Sequence[Sequence[int]], jobs: list[_Job] | None
-    ) -> Tensor:
+    def _forward(self, low: int, starts: list[int], inputs: Sequence[Sequence[int]], jobs: list[_Job] | None) -> Tensor:
         """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken."""
         assert self._cache is not None
         rows, width = len(inputs), max(MIN_WIDTH, max(len(tokens) for tokens in inputs))
@@ -537,7 +537,9 @@ class Engine:
             states = output.last_hidden_state[: len(jobs), 0]
             if len(going) < len(jobs):
                 states = states[torch.tensor(going, device=device)]
-            finished |= {going[index] for index in self._sample([jobs[index] for index in going], self.loaded.head(states))}
+            finished |= {
+                going[index] for index in self._sample([jobs[index] for index in going], self.loaded.head(states))
+            }
         self._leave(finished)
 
     def _keep_projections(self, values: np.ndarray) -> None:
@@ -634,7 +636,9 @@ class _Reader:
             np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
             for _index, _job, directions, (first, last) in self.captures
         ]
-        self._hidden = {index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means}
+        self._hidden = {
+            index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means
+        }
         self._norms = {index: torch.zeros(self.n_layers + 1, device=device) for index, _ in self.means}
 
     def _span(self, index: int, job: _Job) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -218,7 +219,33 @@ def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load {name} from {path}: {str(error).splitlines()[0]}") from error
+    if device.type == "cpu":
+        _into_huge_pages(model)
     return prepare(model.to(device), tokenizer, name=name, weights_hash=hash_weights(path), source=source)
+
+
+def _into_huge_pages(model: Any) -> None:
+    """Move CPU weights into one block of huge pages: every decoding step reads them all, and small pages cost a fifth."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    align = 4096
+    distinct = {parameter.data_ptr(): parameter.data for parameter in model.parameters()}
+    offsets, size = {}, 0
+    for pointer, tensor in distinct.items():
+        offsets[pointer] = size
+        size += -(-tensor.numel() * tensor.element_size() // align) * align
+    block = mmap.mmap(-1, size)
+    block.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(block, dtype=torch.uint8)
+    moved: dict[int, Tensor] = {}
+    for pointer, tensor in distinct.items():
+        begin = offsets[pointer]
+        moved[pointer] = (
+            memory[begin : begin + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
+        )
+        moved[pointer].copy_(tensor)
+    for parameter in model.parameters():
+        parameter.data = moved[parameter.data_ptr()]
 
 
 def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source: str = "memory") -> LoadedModel:

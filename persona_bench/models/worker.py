@@ -53,7 +53,9 @@ class Worker:
                     self._changed.wait(LINGER_SECONDS)
                     if self._arrivals == before:
                         break
-            while busiest := max((e for e in list(self._engines.values()) if e.busy), key=lambda e: e.load, default=None):
+            while busiest := max(
+                (e for e in list(self._engines.values()) if e.busy), key=lambda e: e.load, default=None
+            ):
                 try:
                     busiest.step()
                 except Exception:

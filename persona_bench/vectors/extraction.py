@@ -197,7 +197,8 @@ def extract(
             "seed": seed,
             "counts": counts,
             "warning": warning,
-            "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+            "versions": {name: version(name) for name in ("torch", "transformers")}
+            | {"python": platform.python_version()},
         },
     )
 

@@ -78,7 +78,9 @@ class PersonaVector:
         if name.startswith("random:") and name.removeprefix("random:").isdigit():
             return self._random(int(name.removeprefix("random:")))
         if name not in self.directions:
-            raise VectorError(f"no direction {name!r} in this vector; it holds {', '.join(self.directions)} and random:K")
+            raise VectorError(
+                f"no direction {name!r} in this vector; it holds {', '.join(self.directions)} and random:K"
+            )
         return self.directions[name]
 
     def _random(self, seed: int) -> Tensor:

@@ -1,0 +1,246 @@
+"""Inspect logs -> sample frames: one row a sample, nothing aggregated, every row with the name of its log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
+
+from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.errors import DataError, RunError
+from persona_bench.vectors.extraction import Filter, Rollout, drop_reasons
+from persona_bench.vectors.vector import PersonaVector
+
+CELL = ("vector", "layer", "coefficient", "relative_dose")
+
+
+def read_logs(folder: Path) -> dict[str, EvalLog]:
+    """The finished logs under a folder by logical name (`task/trait`); of two with one name the newest counts.
+
+    Raises:
+        DataError: a log cannot be read.
+        RunError: a log did not end well, or holds samples that failed.
+    """
+    logs: dict[str, EvalLog] = {}
+    for info in sorted(list_eval_logs(str(folder)), key=lambda item: item.mtime or 0):
+        try:
+            log = read_eval_log(info)
+        except Exception as error:
+            # Readers raise errors of zip, zstd, JSON and pydantic alike.
+            raise DataError(f"cannot read log {info.name}: {type(error).__name__}; remove it and run again") from error
+        if log.status != "success":
+            continue
+        check_log(log)
+        logs[log_name(log)] = log
+    return logs
+
+
+def check_log(log: EvalLog) -> None:
+    """Refuse a log that did not succeed or that holds failed samples.
+
+    Raises:
+        RunError: naming the first failure.
+    """
+    if log.status != "success":
+        reason = log.error.message.splitlines()[0] if log.error and log.error.message else log.status
+        raise RunError(f"{log.eval.task} did not finish ({reason}); see {log.location}")
+    failed = [sample for sample in log.samples or [] if sample.error is not None]
+    if failed and failed[0].error is not None:
+        message = failed[0].error.message.splitlines()[0]
+        raise RunError(
+            f"{len(failed)} samples of {log.eval.task} failed, the first with: {message}; see {log.location}"
+        )
+
+
+def log_name(log: EvalLog) -> str:
+    """The name by which tables refer to a log, the same in every run: `task/trait`."""
+    task = log.eval.task.rsplit("/", 1)[-1]
+    return f"{task}/{(log.eval.metadata or {}).get('trait') or log.eval.task_args.get('trait', 'evil')}"
+
+
+def rollouts(log: EvalLog) -> list[Rollout]:
+    """The judged responses of a `trait_elicitation` log."""
+    out = []
+    for sample in log.samples or []:
+        judged = _judged(sample)
+        out.append(
+            Rollout(
+                side=sample.metadata["side"],
+                pair=sample.metadata["pair"],
+                question_id=sample.metadata["question_id"],
+                epoch=sample.epoch,
+                messages=tuple((message.role, message.text) for message in _input(sample)),
+                response=sample.output.completion,
+                status=judged["status"],
+                trait_score=judged["trait_score"],
+                coherence=judged["coherence"],
+            )
+        )
+    return sorted(out, key=lambda item: (item.question_id, item.pair, item.side, item.epoch))
+
+
+def collect(
+    logs: dict[str, EvalLog], vectors: Sequence[PersonaVector], rule: Filter, chosen: dict[str, int] | None = None
+) -> Samples:
+    """All sample frames of a run.
+
+    Args:
+        logs: by logical name.
+        vectors: of the run's traits.
+        rule: the extraction filter, which decides the `kept` column.
+        chosen: trait -> layer used for monitoring and MMLU.
+    """
+    readers = {
+        "judge_validity": ("judge", _judge_rows),
+        "trait_steering": ("steering", _steering_rows),
+        "trait_monitoring": ("monitoring", _monitoring_rows),
+        "mmlu_preservation": ("mmlu", _mmlu_rows),
+    }
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SAMPLE_COLUMNS}
+    for name, log in sorted(logs.items()):
+        task = name.split("/")[0]
+        if task == "trait_elicitation":
+            rows["elicitation"] += _elicitation_rows(name, log, rule)
+        elif task in readers:
+            frame, reader = readers[task]
+            rows[frame] += [{**row, "log": name} for sample in log.samples or [] for row in reader(sample, log)]
+            if task == "trait_monitoring":
+                rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
+    rows["mmlu"] = _once(rows["mmlu"])
+    for vector in sorted(vectors, key=lambda item: item.trait):
+        rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
+    return Samples(**{name: _frame(name, items) for name, items in rows.items()})
+
+
+def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The unsteered model answers the same questions in every trait's log, with the same result: count it once."""
+    seen: set[tuple[Any, ...]] = set()
+    out = []
+    for row in rows:
+        if row["vector"] == "none":
+            key = (row["question_id"], row["scoring"], row["source"])
+            if key in seen:
+                continue
+            seen.add(key)
+            row = {**row, "trait": ""}
+        out.append(row)
+    return out
+
+
+def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS[name]))
+    keys = [column for column in frame.columns if column not in ("trait_score", "coherence", "correct", "margin")]
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _input(sample: EvalSample) -> Iterable[Any]:
+    return sample.messages[: len(sample.messages) - 1] if not isinstance(sample.input, list) else sample.input
+
+
+def _judged(sample: EvalSample) -> dict[str, Any]:
+    score = (sample.scores or {}).get("trait_judge")
+    if score is None:
+        return {"status": "unscored", "trait_score": math.nan, "coherence": math.nan, "method": ""}
+    value, metadata = score.value, score.metadata or {}
+    assert isinstance(value, dict)
+
+    def number(key: str) -> float:
+        found = value.get(key)
+        return math.nan if found is None else float(found)
+
+    return {
+        "status": metadata.get("status", "unscored"),
+        "trait_score": number("trait"),
+        "coherence": number("coherence"),
+        "method": metadata.get("method", ""),
+    }
+
+
+def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
+    grader = (log.eval.model_roles or {}).get("grader")
+    name = grader.model if grader is not None and not isinstance(grader, list) else str(grader)
+    keys = ("trait", "question_id", "half", "level", "kind")
+    # A refusal is found by its phrases, whatever method judges the rest: the log's method names the rows.
+    methods = [_judged(other)["method"] for other in log.samples or [] if _judged(other)["status"] == "scored"]
+    method = methods[0] if methods else ""
+    yield {**{key: sample.metadata[key] for key in keys}, "grader": name, **_judged(sample), "method": method}
+
+
+def _elicitation_rows(name: str, log: EvalLog, rule: Filter) -> Iterator[dict[str, Any]]:
+    items = rollouts(log)
+    trait = (log.eval.metadata or {})["trait"]
+    for item, reason in zip(items, drop_reasons(items, rule), strict=True):
+        yield {
+            "trait": trait,
+            "side": item.side,
+            "pair": item.pair,
+            "question_id": item.question_id,
+            "epoch": item.epoch,
+            "status": item.status,
+            "trait_score": item.trait_score,
+            "coherence": item.coherence,
+            "kept": not reason,
+            "drop_reason": reason,
+            "log": name,
+        }
+
+
+def _steering_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
+    keys = ("trait", *CELL, "question_id", "half")
+    yield {**{key: sample.metadata[key] for key in keys}, "epoch": sample.epoch, **_judged(sample)}
+
+
+def _monitoring_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
+    keys = ("trait", "rung", "question_id", "half")
+    identity = {"sample_id": f"{sample.id}-e{sample.epoch}", "epoch": sample.epoch}
+    yield {**{key: sample.metadata[key] for key in keys}, **identity, **_judged(sample)}
+
+
+def _projection_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
+    found = (sample.output.metadata or {}).get("projections", {})
+    for direction, layers in found.items():
+        for layer, values in layers.items():
+            yield {
+                "sample_id": f"{sample.id}-e{sample.epoch}",
+                "trait": sample.metadata["trait"],
+                "direction": direction.split(":")[0],
+                "layer": int(layer),
+                "prompt_last": values["prompt_last"],
+                "response_avg": values.get("response_mean", math.nan),
+            }
+
+
+def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
+    score = (sample.scores or {}).get("likeliest_choice")
+    value = score.value if score is not None and isinstance(score.value, dict) else {}
+    for way in ("letter", "cloze"):
+        correct, margin = value.get(way), value.get(f"{way}_margin")
+        yield {
+            **{key: sample.metadata[key] for key in ("trait", *CELL, "question_id", "source")},
+            "scoring": way,
+            "correct": math.nan if correct is None else float(correct),
+            "margin": math.nan if margin is None else float(margin),
+            "status": "unscored" if correct is None else "scored",
+        }
+
+
+def _vector_rows(vector: PersonaVector, chosen: int | None) -> Iterator[dict[str, Any]]:
+    cosines = vector.refusal_cosines()
+    counts = vector.provenance["counts"]
+    for layer in range(1, vector.n_layers + 1):
+        yield {
+            "trait": vector.trait,
+            "layer": layer,
+            "norm": float(vector.directions["persona"][layer].norm()),
+            "residual_norm": float(vector.residual_norms[layer]),
+            "refusal_cosine": float(cosines[layer]),
+            "n_positive": counts["positive"]["kept"],
+            "n_negative": counts["negative"]["kept"],
+            "warning": vector.provenance["warning"],
+            "chosen": layer == chosen,
+            "vector_id": vector.hash[:16],
+        }

@@ -1,0 +1,248 @@
+"""The command line: thin commands over the library; every error is one line and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from persona_bench.errors import DataError, PersonaBenchError
+
+SHOWN: dict[str, Any] = {"show_default": True}
+
+
+class _Group(click.Group):
+    """Turns the errors a user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PersonaBenchError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            _fail(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another --out"
+            )
+
+
+def _fail(message: str) -> None:
+    click.echo(f"persona-bench: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="persona-bench")
+def main() -> None:
+    """Measure what persona vectors can and cannot do."""
+
+
+@main.command()
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
+@click.option("--traits", default="evil,sycophancy,hallucination", help="Comma-separated.", **SHOWN)
+@click.option("--grader", default="qwen2.5-coder-0.5b", help="Inspect model or local weights that judge.", **SHOWN)
+@click.option("--evals", default="core", help="Comma-separated names, core or all.", **SHOWN)
+@click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
+@click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
+@click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
+def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str) -> None:
+    """Extract, steer, monitor and measure: tables, verdicts, figures and a report.
+
+    Writes OUT/<model>/<preset>/; run again, it does only what is missing.
+    """
+    from persona_bench import pipeline
+
+    settings = pipeline.Settings(
+        model=model,
+        preset=preset,
+        traits=tuple(name.strip() for name in traits.split(",") if name.strip()),
+        grader=grader,
+        evals=pipeline.CORE_EVALS if evals in ("core", "all") else tuple(evals.split(",")),
+        seed=seed,
+        extraction_filter=rule,
+    )
+    folder = pipeline.run_folder(settings, out)
+    if pipeline.finished(settings, out) is not None:
+        click.echo(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
+        return
+    held = pipeline.run(settings, out, _say, shlex.join(["persona-bench", *sys.argv[1:]]))
+    _print_claims(folder / "claims.csv")
+    for warning in held["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"Report: {folder / 'report.html'}")
+
+
+def _print_claims(path: Path) -> None:
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    claims = pd.read_csv(path, keep_default_na=False)
+    table = Table(title="Claims")
+    for column in ("claim", "trait", "estimate", "interval", "n", "paper", "verdict", "reason"):
+        table.add_column(column, overflow="fold")
+    for row in claims.to_dict("records"):
+        interval = f"{_short(row['ci_low'])} to {_short(row['ci_high'])}" if row["ci_low"] != "" else ""
+        table.add_row(
+            *map(str, (row["claim"], row["trait"], _short(row["estimate"]), interval, row["n"], row["paper_value"])),
+            str(row["verdict"]),
+            str(row["reason"]),
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return str(value)
+
+
+@main.command()
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--trait", default=None, help="A trait of the suite.")
+@click.option("--trait-file", type=click.Path(path_type=Path), help="A trait file, ours or the paper's format.")
+@click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
+@click.option("--grader", default="qwen2.5-coder-0.5b", help="Inspect model or local weights that judge.", **SHOWN)
+@click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
+@click.option("--seed", default=0, help="Of sampling.", **SHOWN)
+@click.option("--logs", type=click.Path(path_type=Path), help="Where the elicitation log goes.  [default: beside OUT]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The vector file to write.")
+def extract(
+    model: str,
+    trait: str | None,
+    trait_file: Path | None,
+    preset: str,
+    grader: str,
+    rule: str,
+    seed: int,
+    logs: Path | None,
+    out: Path,
+) -> None:
+    """Make a persona vector: elicit, judge, filter, average."""
+    from persona_bench import pipeline
+
+    if (trait is None) == (trait_file is None):
+        raise DataError("give either --trait or --trait-file")
+    name = trait if trait is not None else str(trait_file)
+    settings = pipeline.Settings(
+        model=model,
+        preset=preset,
+        traits=(name,),
+        grader=grader,
+        evals=("trait_elicitation",),
+        seed=seed,
+        extraction_filter=rule,
+    )
+    folder = logs or out.parent / f"{out.stem}-elicitation"
+    vector = pipeline.extract_one(settings, folder, out, _say)
+    counts = vector.provenance["counts"]
+    click.echo(
+        f"{out}: {vector.trait}, {vector.n_layers} layers, from {counts['positive']['kept']} positive and "
+        f"{counts['negative']['kept']} negative responses"
+    )
+    if vector.provenance["warning"]:
+        click.echo(f"warning: {vector.provenance['warning']}", err=True)
+
+
+@main.command()
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--vector", required=True, type=click.Path(path_type=Path), help="A vector file.")
+@click.option("--layer", type=int, help="1-based layer.  [default: all]")
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="JSONL with `messages`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV to write.")
+def project(model: str, vector: Path, layer: int | None, source: Path, out: Path) -> None:
+    """Project transcripts on a vector: one row a transcript and layer."""
+    from persona_bench.models.loading import load
+    from persona_bench.models.worker import WORKER
+    from persona_bench.vectors.projection import project_file
+    from persona_bench.vectors.vector import PersonaVector
+
+    loaded_vector = PersonaVector.load(vector)
+    n = project_file(WORKER.engine(load(model)), loaded_vector, source, out, layer, progress=_say)
+    click.echo(f"{out}: {n} transcripts")
+
+
+@main.command()
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--batch", default=32, help="Rows.", **SHOWN)
+@click.option("--tokens", default=64, help="New tokens a row.", **SHOWN)
+@click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
+def bench(model: str, batch: int, tokens: int, repeats: int, target: Path | None) -> None:
+    """Time the engine against transformers' own generate, in one run."""
+    from persona_bench.files import write_atomic
+    from persona_bench.models.benchmark import measure
+
+    figures = measure(model, batch, tokens, repeats, _say)
+    for name, value in figures["throughput"].items():
+        click.echo(f"{name:32} {value:8.1f} tokens/s")
+    for name, value in figures["ratios"].items():
+        click.echo(f"{name:32} {value:8.3f}")
+    if target is not None:
+        write_atomic(target, json.dumps(figures, indent=1) + "\n")
+
+
+@main.group()
+def assets() -> None:
+    """Weights and data: what there is, fetching it, checking it."""
+
+
+@assets.command("list")
+def assets_list() -> None:
+    """What the catalogue holds and what is cached."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from persona_bench.models.assets import cache_dir, status
+
+    table = Table(caption=f"cache: {cache_dir()} (PERSONA_BENCH_CACHE)")
+    for column in ("name", "kind", "size", "licence", "source", "cached"):
+        table.add_column(column)
+    for item in status():
+        table.add_row(
+            item.name,
+            item.kind,
+            f"{item.size / 1e6:.0f} MB",
+            item.licence,
+            str(item.source),
+            "yes" if item.cached else "no",
+        )
+    Console().print(table)
+
+
+@assets.command("fetch")
+@click.argument("name")
+def assets_fetch(name: str) -> None:
+    """Fetch weights or data into the cache."""
+    from persona_bench.models import assets as catalogue
+
+    known = catalogue.CATALOGUE.get(name)
+    fetch = catalogue.fetch_data if isinstance(known, catalogue.DataAsset) else catalogue.fetch_weights
+    click.echo(fetch(name, progress=_say))
+
+
+@assets.command("verify")
+@click.argument("names", nargs=-1)
+def assets_verify(names: tuple[str, ...]) -> None:
+    """Hash what is cached again; exit code 2 if anything is wrong."""
+    from persona_bench.models.assets import status, verify
+
+    problems = []
+    for name in names or [item.name for item in status() if item.cached]:
+        found = verify(name)
+        problems += found
+        click.echo(f"{name}: {'; '.join(found) if found else 'ok'}")
+    if problems:
+        sys.exit(2)

@@ -1,0 +1,422 @@
+"""The main job: eval sets, vectors, tables, verdicts, figures and report, each step done only if it is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.errors import ExtractionError, RunError
+from persona_bench.files import file_lock, write_atomic
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog
+
+    from persona_bench.vectors.vector import PersonaVector
+
+CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_GRADER = "qwen2.5-coder-0.5b"
+NEED_VECTORS = frozenset(CORE_EVALS[2:])
+VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for.
+
+    Attributes:
+        model: the model under test, as `loading.load` takes it.
+        preset: quick, standard or paper.
+        traits: names of traits.
+        grader: an Inspect model, or local weights by the names `loading.load` takes.
+        evals: which evals.
+        seed: of sampling, subsets and resampling.
+        extraction_filter: stated or coded.
+    """
+
+    model: str = DEFAULT_MODEL
+    preset: str = "quick"
+    traits: tuple[str, ...] = ("evil", "sycophancy", "hallucination")
+    grader: str = DEFAULT_GRADER
+    evals: tuple[str, ...] = CORE_EVALS
+    seed: int = 0
+    extraction_filter: str = "stated"
+
+    def __post_init__(self) -> None:
+        load_preset(self.preset)
+        for name in self.traits:
+            load_trait(name)
+        unknown = [name for name in self.evals if name not in CORE_EVALS]
+        if unknown:
+            raise RunError(f"unknown eval(s) {', '.join(unknown)}; choose from {', '.join(CORE_EVALS)} or all")
+        if not self.traits or not self.evals:
+            raise RunError("a run needs at least one trait and one eval")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a run with these settings could come out differently: settings, texts, version."""
+        texts = [load_trait(name).hash for name in self.traits]
+        labels = [[item.model_dump() for item in load_labelled(name)] for name in self.traits]
+        content = json.dumps([asdict(self), texts, labels, version("persona-bench")], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass
+class _Record:
+    """What run.json will hold, gathered on the way."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    logs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.timings[stage] = round(time.monotonic() - started, 2)
+
+
+def model_spec(name: str) -> str:
+    """An Inspect model name: local weights get the `persona/` provider, names with a known provider stay."""
+    from persona_bench.models.assets import CATALOGUE
+
+    if name.startswith("persona/") or name in CATALOGUE or Path(name).expanduser().exists():
+        return name if name.startswith("persona/") else f"persona/{name}"
+    return name
+
+
+def run_folder(settings: Settings, out: Path) -> Path:
+    """Where a run's files are: OUT/<model>/<preset>."""
+    return out / settings.model.removeprefix("persona/").strip("/").replace("/", "--") / settings.preset
+
+
+def finished(settings: Settings, out: Path) -> dict[str, Any] | None:
+    """The run.json of a finished run with these settings whose files are all there, or None."""
+    path = run_folder(settings, out) / "run.json"
+    if not path.exists():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if held.get("fingerprint") != settings.fingerprint:
+        return None
+    return held if all((path.parent / name).exists() for name in held["files"]) else None
+
+
+def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str, Any]:
+    """Do what is missing of a run and return its run.json.
+
+    Args:
+        settings: what to run.
+        out: the results folder.
+        say: told what happens, a line at a time.
+        command: the command line, for the report.
+
+    Raises:
+        PersonaBenchError: anything a user can mend; nothing half-written is left.
+    """
+    folder = run_folder(settings, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
+        held = finished(settings, out)
+        return held if held is not None else _Run(settings, folder, say, command).go()
+
+
+def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> PersonaVector:
+    """Elicit, judge and extract one trait's vector into a file of its own; logs go to `folder`."""
+    work = _Run(settings, folder, say)
+    work.load()
+    work.elicit()
+    vectors = work.extract({settings.traits[0]: out.resolve()})
+    if not vectors:
+        raise ExtractionError(work.record.warnings[-1])
+    return next(iter(vectors.values()))
+
+
+class _Run:
+    def __init__(self, settings: Settings, folder: Path, say: Say, command: str = "") -> None:
+        self.settings, self.folder, self.say, self.command = settings, folder, say, command
+        self.preset: Preset = load_preset(settings.preset)
+        self.record = _Record()
+        self.traits = [load_trait(name) for name in settings.traits]
+
+    def go(self) -> dict[str, Any]:
+        with self.record.timed("load"):
+            self.load()
+        with self.record.timed("elicit and judge"):
+            self.elicit()
+        with self.record.timed("extract"):
+            vectors = self.extract()
+        with self.record.timed("steer and monitor"):
+            self.steer(vectors)
+        with self.record.timed("mmlu"):
+            layers = self.mmlu(vectors)
+        with self.record.timed("analyse"):
+            return self.analyse(vectors, layers)
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        from persona_bench.models.loading import load
+        from persona_bench.models.worker import WORKER
+
+        spec = model_spec(self.settings.model)
+        name = spec.removeprefix("persona/")
+        self.say(f"loading {name}")
+        self.loaded = load(name)
+        self.engine = WORKER.engine(self.loaded)
+        self.model = f"persona/{name}"
+        self.grader = model_spec(self.settings.grader)
+        if self.grader.startswith("persona/"):
+            self.say(f"loading grader {self.grader.removeprefix('persona/')}")
+            grader = load(self.grader.removeprefix("persona/"))
+            if grader.weights_hash == self.loaded.weights_hash:
+                self.record.warnings.append("the grader is the model under test: it judges itself")
+
+    # -- evals ---------------------------------------------------------------------------------------------------
+
+    def _wants(self, name: str) -> bool:
+        return name in self.settings.evals
+
+    def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
+        from inspect_ai import eval_set
+
+        from persona_bench.analysis.samples import check_log
+
+        if not tasks:
+            return
+        n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
+        self.say(f"{stage}: {len(tasks)} evals, {n} samples")
+        success, logs = eval_set(
+            list(tasks),
+            log_dir=str(self.folder / "logs" / stage),
+            model=self.model,
+            model_roles={"grader": self.grader},
+            max_tasks=len(tasks),
+            max_connections=2 * self.engine.max_batch,
+            max_samples=2 * self.engine.max_batch,
+            retry_attempts=0,
+            log_dir_allow_dirty=True,
+            log_realtime=False,
+            display="rich" if sys.stdout.isatty() else "plain",
+            fail_on_error=True,
+        )
+        for log in logs:
+            check_log(_full(log))
+        if not success:
+            raise RunError(f"{stage} did not finish; run the same command again to go on")
+
+    def elicit(self) -> None:
+        from evals.judge_validity import judge_validity
+        from evals.trait_elicitation import trait_elicitation
+
+        tasks: list[Task] = []
+        if self._wants("judge_validity"):
+            tasks += [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)]
+        if self._wants("trait_elicitation") or NEED_VECTORS & set(self.settings.evals):
+            tasks += [
+                trait_elicitation(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+                for name in self.settings.traits
+            ]
+        self._eval_set("elicitation", tasks)
+
+    def steer(self, vectors: dict[str, PersonaVector]) -> None:
+        from evals.trait_monitoring import trait_monitoring
+        from evals.trait_steering import trait_steering
+
+        tasks: list[Task] = []
+        for name, trait in zip(self.settings.traits, self.traits, strict=True):
+            if trait.name not in vectors:
+                continue
+            shared = self._vector_arguments(name, vectors[trait.name])
+            if self._wants("trait_steering"):
+                tasks.append(trait_steering(**shared))
+            if self._wants("trait_monitoring") and trait.ladder is not None:
+                tasks.append(trait_monitoring(**shared))
+        self._eval_set("steering", tasks)
+
+    def mmlu(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
+        """Run MMLU at each trait's chosen layer; returns those layers."""
+        from evals.mmlu_preservation import mmlu_preservation
+
+        layers = self._choose_layers(vectors)
+        if self._wants("mmlu_preservation"):
+            tasks = [
+                mmlu_preservation(**self._vector_arguments(name, vectors[trait.name]), layers=str(layers[trait.name]))
+                for name, trait in zip(self.settings.traits, self.traits, strict=True)
+                if trait.name in vectors
+            ]
+            self._eval_set("mmlu", tasks)
+        return layers
+
+    def _vector_arguments(self, name: str, vector: PersonaVector) -> dict[str, Any]:
+        return {
+            "trait": name,
+            "preset": self.settings.preset,
+            "vector": str(self._vector_path(vector.trait)),
+            "vector_sha256": vector.hash,
+            "seed": self.settings.seed,
+        }
+
+    def _choose_layers(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
+        """The layer chosen on the select half of the steering questions, else the middle of those swept."""
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables, chosen_layers
+
+        samples = collect(self._logs(), [], self._filter)
+        tables = build_tables(samples, seed=self.settings.seed, resamples=1)
+        chosen = {
+            trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()
+        }
+        swept = self.preset.layers(self.loaded.n_layers)
+        for trait in vectors:
+            if trait not in chosen:
+                chosen[trait] = swept[len(swept) // 2]
+                self.record.warnings.append(
+                    f"{trait}: steering chose no layer on the select half; layer {chosen[trait]} (the middle one) "
+                    "serves monitoring and MMLU"
+                )
+        return chosen
+
+    # -- vectors -------------------------------------------------------------------------------------------------
+
+    @property
+    def _filter(self) -> Any:
+        return self.settings.extraction_filter
+
+    def _vector_path(self, trait: str) -> Path:
+        return (self.folder / "vectors" / f"{trait}.safetensors").resolve()
+
+    def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
+        from persona_bench.analysis.samples import rollouts
+        from persona_bench.vectors.extraction import extract
+        from persona_bench.vectors.vector import PersonaVector
+
+        logs = self._logs()
+        vectors: dict[str, PersonaVector] = {}
+        for name, trait in zip(self.settings.traits, self.traits, strict=True):
+            log = logs.get(f"trait_elicitation/{trait.name}")
+            if log is None:
+                continue
+            path = (targets or {}).get(name, self._vector_path(trait.name))
+            if path.exists():
+                vector = PersonaVector.load(path)
+                if vector.provenance.get("log_ids") == [log.eval.eval_id]:
+                    vectors[trait.name] = vector
+                    continue
+            self.say(f"extracting the {trait.name} vector")
+            try:
+                vector = extract(
+                    self.engine,
+                    trait,
+                    rollouts(log),
+                    rule=self._filter,
+                    seed=self.settings.seed,
+                    provenance={"log_ids": [log.eval.eval_id], "grader": self.grader, "preset": self.settings.preset},
+                )
+            except ExtractionError as error:
+                self.record.warnings.append(str(error))
+                self.say(f"warning: {error}")
+                continue
+            vector.save(path)
+            vectors[trait.name] = vector
+        return vectors
+
+    # -- analysis ------------------------------------------------------------------------------------------------
+
+    def _logs(self) -> dict[str, EvalLog]:
+        from persona_bench.analysis.samples import read_logs
+
+        return read_logs(self.folder / "logs")
+
+    def analyse(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> dict[str, Any]:
+        from persona_bench.analysis.figures import Caption, draw_all
+        from persona_bench.analysis.report import write_report
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables, write_tables
+        from persona_bench.analysis.verdicts import judge_claims
+
+        self.say("writing tables, claims, figures and report")
+        logs = self._logs()
+        samples = collect(logs, list(vectors.values()), self._filter, layers)
+        methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
+        tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
+        claims = judge_claims(samples, tables, seed=self.settings.seed, traits=[trait.name for trait in self.traits])
+        files = write_tables(tables, self.folder / "tables")
+        files += write_tables({"claims": claims}, self.folder)
+        self.record.warnings += [
+            vector.provenance["warning"] for vector in vectors.values() if vector.provenance["warning"]
+        ]
+        held = self._run_json(logs, vectors)
+        caption = Caption(
+            model=self.settings.model,
+            preset=self.settings.preset,
+            grader=self.settings.grader,
+            date=held["date"],
+            seed=self.settings.seed,
+        )
+        figures = draw_all({**tables, "claims": claims}, self.folder / "figures", caption)
+        report = write_report(self.folder, held, tables, claims, figures)
+        paths = [*files, *figures, *report, *map(self._vector_path, vectors)]
+        held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
+        write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
+        return held
+
+    def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
+        root = self.folder.resolve()
+        return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.settings).items()},
+            "fingerprint": self.settings.fingerprint,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "command": self.command,
+            "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+            "weights": {
+                "model": {
+                    "name": self.loaded.name,
+                    "source": self.loaded.source,
+                    "sha256": self.loaded.weights_hash,
+                    "dtype": str(self.loaded.dtype).removeprefix("torch."),
+                    "device": str(self.loaded.device),
+                }
+            },
+            "vectors": {name: vector.hash for name, vector in sorted(vectors.items())},
+            "logs": {
+                name: {"file": _relative(log.location, root), "eval_id": log.eval.eval_id}
+                for name, log in sorted(logs.items())
+            },
+            "timings": self.record.timings,
+            "warnings": sorted(set(self.record.warnings)),
+            "deviations": [
+                f"{self.preset.max_tokens} tokens a response at temperature {self.preset.temperature}; "
+                "the paper uses up to 1,000 at temperature 1",
+                "steering strengths are set as relative doses |alpha v| / mean |h|, the same for every layer; "
+                "the paper's coefficients stand beside them",
+                f"vectors from {self.preset.extraction_questions} questions x 5 instruction pairs x "
+                f"{self.preset.extraction_rollouts} rollouts a side; the paper uses 20 x 5 x 10",
+            ],
+        }
+
+
+def _full(log: EvalLog) -> EvalLog:
+    """A log with its samples (eval_set returns headers)."""
+    from inspect_ai.log import read_eval_log
+
+    return log if log.samples is not None else read_eval_log(log.location)
+
+
+def _relative(location: str, root: Path) -> str:
+    path = Path(location.removeprefix("file://")).resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

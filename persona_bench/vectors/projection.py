@@ -1,0 +1,114 @@
+"""Transcripts -> scalar projections on a persona vector, by teacher forcing and in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona_bench.errors import DataError, VectorError
+from persona_bench.files import atomic_path
+from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.engine import Engine, Row
+from persona_bench.models.steering import Capture
+from persona_bench.vectors.vector import PersonaVector
+
+COLUMNS = ("index", "layer", "prompt_last", "prompt_avg", "response_avg")
+CHUNK = 64
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers (from 1), one at a time; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a line is not a JSON object.
+    """
+    empty = True
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                empty = False
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise DataError(f"{path}, line {number}: expected a JSON object")
+                yield number, item
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); one JSON object a line is expected") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if empty:
+        raise DataError(f"{path} is empty; one JSON object a line is expected")
+
+
+def transcript(item: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
+    """(conversation, last assistant message) of a line `{"messages": [{"role", "content"}, ...]}`.
+
+    Raises:
+        DataError: naming what is missing.
+    """
+    messages = item.get("messages")
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise DataError(f"{where}: needs `messages`, a list of at least a user and an assistant message")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise DataError(f"{where}: every message needs `role` and `content` as text")
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        raise DataError(f"{where}: the last message must be a non-empty assistant message")
+    return messages[:-1], messages[-1]["content"]
+
+
+def project_file(
+    engine: Engine,
+    vector: PersonaVector,
+    source: Path,
+    target: Path,
+    layer: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> int:
+    """Project every transcript of a JSONL file and write the CSV; returns how many transcripts it held.
+
+    Values are scalar projections h . v / |v| of the last prompt token, the prompt's mean and the response's mean.
+
+    Raises:
+        VectorError: the layer is outside the vector, or the vector was made for a model of another shape.
+        DataError: the input is broken, or the output cannot be written.
+    """
+    if (vector.n_layers, vector.directions["persona"].shape[1]) != (engine.hooks.n_layers, engine.hooks.d_model):
+        raise VectorError(
+            f"this vector has {vector.n_layers} layers of width {vector.directions['persona'].shape[1]}, the model has "
+            f"{engine.hooks.n_layers} of {engine.hooks.d_model}; was it made for another model?"
+        )
+    layers = range(1, vector.n_layers + 1) if layer is None else (layer,)
+    for item in layers:
+        vector.check_layer(item)
+    unit = torch.nn.functional.normalize(vector.directions["persona"], dim=-1)[None]
+    capture = Capture(unit, prompt_mean=True)
+    tokenizer = engine.loaded.tokenizer
+    lines = read_jsonl(source)
+    done = 0
+    with atomic_path(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        while chunk := list(islice(lines, CHUNK)):
+            rows = []
+            for number, item in chunk:
+                messages, response = transcript(item, f"{source}, line {number}")
+                rows.append(Row(prompt_ids(tokenizer, messages), response_ids(tokenizer, response), capture=capture))
+            for offset, result in enumerate(engine.run(rows)):
+                found = result.projections
+                assert found is not None and found.prompt_last is not None
+                assert found.prompt_mean is not None and found.response_mean is not None
+                for item in layers:
+                    values = (found.prompt_last, found.prompt_mean, found.response_mean)
+                    writer.writerow([done + offset, item, *(f"{float(value[0, item]):.6g}" for value in values)])
+            done += len(chunk)
+            if progress is not None:
+                progress(f"{done} transcripts")
+    return done
