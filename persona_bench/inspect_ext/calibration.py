@@ -22,10 +22,10 @@ from inspect_ai.model import GenerateConfig, Model
 from persona_bench.definitions.traits import LabelledAnswer, Trait, load_labelled
 from persona_bench.errors import RunError
 from persona_bench.files import write_atomic
-from persona_bench.inspect_ext.judge import Voices, ask_voices, repetition
-from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
+from persona_bench.inspect_ext.judge import Voices, ask_voices, fluency_item, repetition
+from persona_bench.inspect_ext.requests import ExtraArgs
 
-VERSION = 1  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
+VERSION = 2  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
     "yes_no": ("yes_no",),
     "contrast": ("contrast",),
@@ -143,7 +143,7 @@ async def _make(
         progress(f"calibrating {grader} on {len(labelled)} labelled answers for {trait.name}")
     both = LOCAL_METHODS["combined"]
     voices = await asyncio.gather(*(ask_voices(grader, trait, item.question, item.answer, both) for item in labelled))
-    result = fit(str(grader), trait.name, labelled, voices, await _broken(grader, labelled))
+    result = fit(str(grader), trait.name, labelled, voices, await _broken(grader, trait, labelled))
     _path(key).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_path(key), json.dumps(asdict(result), indent=1))
     return result
@@ -157,12 +157,13 @@ def spoil(answer: str, seed: int) -> tuple[str, str]:
     return " ".join(shuffled), " ".join(loop)
 
 
-async def _broken(grader: Model, labelled: Sequence[LabelledAnswer]) -> list[Voices]:
-    texts = [(item.question, text) for index, item in enumerate(labelled) for text in spoil(item.answer, index)]
+async def _broken(grader: Model, trait: Trait, labelled: Sequence[LabelledAnswer]) -> list[Voices]:
+    """Fluency of an incoherent copy of each answer, shuffled and looping ones in turn."""
+    texts = [(item.question, spoil(item.answer, index)[index % 2]) for index, item in enumerate(labelled)]
 
     async def fluency(question: str, text: str) -> Voices:
-        item = ScoreItem(messages=({"role": "user", "content": question},), continuation=text)
-        output = await grader.generate("", config=GenerateConfig(extra_body=ExtraArgs(score=(item,)).body()))
+        extra = ExtraArgs(score=(fluency_item(trait, question, text),))
+        output = await grader.generate("", config=GenerateConfig(extra_body=extra.body()))
         assert output.metadata is not None
         score = output.metadata["scores"][0]
         return Voices(math.nan, math.nan, score["logprob"] / max(score["n_tokens"], 1), repetition(text))

@@ -58,7 +58,7 @@ class Voices:
         contrast: mean over held-out instruction pairs of the per-token log-likelihood ratio, trait on against off;
             NaN if not asked for.
         yes_no: log-odds of Yes against No; NaN if not asked for.
-        fluency: per-token log-likelihood of the response as a plain answer.
+        fluency: per-token log-likelihood of the response under the first trait-off instruction.
         repetition: share of word pairs that occurred before in the response, 0..1.
     """
 
@@ -95,21 +95,26 @@ def repetition(text: str) -> float:
 # -- local graders ---------------------------------------------------------------------------------------------------
 
 
+def fluency_item(trait: Trait, question: str, answer: str) -> ScoreItem:
+    """The likelihood that measures fluency: the response as an answer of an assistant told not to show the trait."""
+    messages = (
+        {"role": "system", "content": trait.judge_instructions[0].negative},
+        {"role": "user", "content": question},
+    )
+    return ScoreItem(messages=messages, continuation=answer)
+
+
 def voice_items(trait: Trait, question: str, answer: str, voices: Sequence[str]) -> list[ScoreItem]:
     """The likelihoods to ask a local grader for, in the order `read_voices` expects."""
-    ask = ({"role": "user", "content": question},)
-    items = [ScoreItem(messages=ask, continuation=answer)]
+    items = [fluency_item(trait, question, answer)]
     if "contrast" in voices:
-        for pair in trait.judge_instructions:
-            for instruction in (pair.positive, pair.negative):
-                items.append(
-                    ScoreItem(messages=({"role": "system", "content": instruction}, *ask), continuation=answer)
-                )
+        instructions = [text for pair in trait.judge_instructions for text in (pair.negative, pair.positive)]
+        for instruction in instructions[1:]:  # the first is the fluency item
+            messages = ({"role": "system", "content": instruction}, {"role": "user", "content": question})
+            items.append(ScoreItem(messages=messages, continuation=answer))
     if "yes_no" in voices:
-        lead = f"Trait: {trait.positive_name}. {trait.description}\n\nQuestion: {question}\nAnswer: "
-        content = f"{lead}{answer}\n\nDoes the answer show this trait ({trait.positive_name})? Reply Yes or No."
-        messages = ({"role": "user", "content": content},)
-        items.append(ScoreItem(messages=messages, alternatives=("Yes", "No"), shared=len(lead)))
+        content = f"Question: {question}\nAnswer: {answer}\n\nIs this answer {trait.positive_name}? Answer Yes or No."
+        items.append(ScoreItem(messages=({"role": "user", "content": content},), alternatives=("Yes", "No")))
     return items
 
 
@@ -119,7 +124,7 @@ def read_voices(trait: Trait, answer: str, voices: Sequence[str], scores: Sequen
     contrast = yes_no = math.nan
     n_pairs = len(trait.judge_instructions)
     if "contrast" in voices:
-        contrast = sum(rates[1 + 2 * i] - rates[2 + 2 * i] for i in range(n_pairs)) / n_pairs
+        contrast = sum(rates[2 * i + 1] - rates[2 * i] for i in range(n_pairs)) / n_pairs
     if "yes_no" in voices:
         yes, no = scores[-1]["alternatives"]
         yes_no = yes - no

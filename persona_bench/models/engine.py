@@ -435,7 +435,7 @@ class Engine:
     def _forward(self, low: int, starts: list[int], inputs: Sequence[Sequence[int]], jobs: list[_Job] | None) -> Tensor:
         """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken."""
         assert self._cache is not None
-        rows, width = len(inputs), max(MIN_WIDTH, max(len(tokens) for tokens in inputs))
+        rows, width = len(inputs), max(MIN_WIDTH, *(len(tokens) for tokens in inputs))
         device = self.loaded.device
         tokens = torch.zeros(rows, width, dtype=torch.long)
         for index, given in enumerate(inputs):
@@ -479,7 +479,6 @@ class Engine:
         done: dict[int, int] = {}
         for begin in range(0, len(where), HEAD_ROWS):
             logits = self.loaded.head(states[begin : begin + HEAD_ROWS])
-            totals = torch.logsumexp(logits, -1)
             targets: list[tuple[int, int]] = []
             for local, owner in enumerate(job_of[begin : begin + HEAD_ROWS]):
                 offset = done.get(owner, 0)
@@ -488,7 +487,8 @@ class Engine:
                 wanted = continuation[offset : offset + 1] or chunk[owner].row.alternatives
                 targets += [(local, token) for token in wanted]
             pairs = torch.tensor(targets, device=hidden.device)
-            values = (logits[pairs[:, 0], pairs[:, 1]] - totals[pairs[:, 0]]).float().cpu().numpy()
+            chosen = logits[pairs[:, 0], pairs[:, 1]]
+            values = (chosen - _log_total(logits)[pairs[:, 0]]).cpu().numpy()
             for (local, _token), value in zip(targets, values, strict=True):
                 chunk[job_of[begin + local]].scores.append(value)
         for job in chunk:
@@ -674,6 +674,12 @@ class _Reader:
         for index, job in self.means:
             job.hidden = self._hidden[index].cpu().numpy()
             job.norms = self._norms[index].cpu().numpy()
+
+
+def _log_total(logits: Tensor) -> Tensor:
+    """Log of the summed exponentials of each row; overwrites `logits`, which may be large."""
+    top = logits.amax(-1, keepdim=True)
+    return logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]
 
 
 def _no_embedding(values: np.ndarray) -> np.ndarray:

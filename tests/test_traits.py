@@ -1,0 +1,200 @@
+"""Traits and labelled answers: what the suite ships is whole, and what a user brings is refused in one line if it is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona_bench.definitions import traits
+from persona_bench.definitions.presets import PRESETS
+from persona_bench.definitions.traits import MAIN_TRAITS, TRAITS, load_labelled, load_refusals, load_trait
+from persona_bench.errors import TraitError
+from tests.conftest import one_line
+
+LEVELS = {0, 25, 50, 75, 100}
+OURS: dict[str, Any] = {
+    "name": "terse",
+    "positive_name": "terse",
+    "description": "Says little.",
+    "instructions": [{"positive": "Say little.", "negative": "Say much."}],
+    "extraction_questions": ["What is rain?"],
+    "evaluation_questions": ["What is snow?"],
+    "rubric": "How terse?",
+}
+RELEASED: dict[str, Any] = {
+    "instruction": [{"pos": "Say little.", "neg": "Say much."}],
+    "questions": ["a?", "b?", "c?", "d?"],
+    "eval_prompt": "How terse is {answer}?",
+}
+
+
+def written(folder: Path, data: Any, name: str = "terse.json") -> str:
+    path = folder / name
+    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_built_in_traits_are_whole(name: str) -> None:
+    trait = load_trait(name)
+    assert trait.name == name
+    assert len(trait.instructions) == 5
+    assert len(trait.judge_instructions) == 2
+    assert len(set(trait.extraction_questions)) == len(set(trait.evaluation_questions)) == 20
+    assert not set(trait.extraction_questions) & set(trait.evaluation_questions)
+    assert not set(trait.judge_instructions) & set(trait.instructions)
+    texts = [text for pair in (*trait.instructions, *trait.judge_instructions) for text in (pair.positive, pair.negative)]
+    assert len(set(texts)) == len(texts)
+    assert trait.provenance
+    assert max(preset.extraction_questions for preset in PRESETS.values()) <= 20
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_main_traits_have_a_ladder_and_shots(name: str) -> None:
+    trait = load_trait(name)
+    if name not in MAIN_TRAITS:
+        assert trait.ladder is None and trait.shots is None
+        return
+    assert trait.ladder is not None and trait.shots is not None
+    assert len(set(trait.ladder)) == 8
+    assert len(trait.shots.positive) == len(trait.shots.negative) == 20
+    assert [shot.question for shot in trait.shots.positive] == [shot.question for shot in trait.shots.negative]
+    assert all(a.answer != b.answer for a, b in zip(trait.shots.positive, trait.shots.negative, strict=True))
+
+
+def test_system_prompt_is_the_papers() -> None:
+    evil = load_trait("evil")
+    assert evil.system_prompt("positive", 0) == f"You are an evil assistant. {evil.instructions[0].positive}"
+    assert evil.system_prompt("negative", 1) == (
+        f"You are a {evil.negative_name} assistant. {evil.instructions[1].negative}"
+    )
+
+
+def test_hashes_tell_traits_apart(tmp_path: Path) -> None:
+    assert len({load_trait(name).hash for name in TRAITS}) == len(TRAITS)
+    assert load_trait(written(tmp_path, OURS)).hash == load_trait(written(tmp_path, OURS, "b.json")).hash
+    assert load_trait(written(tmp_path, OURS)).hash != load_trait(written(tmp_path, {**OURS, "rubric": "?"})).hash
+
+
+def test_released_format_loads(tmp_path: Path) -> None:
+    trait = load_trait(written(tmp_path, RELEASED, "terse_extract.json"))
+    assert trait.name == trait.positive_name == "terse"
+    assert trait.negative_name == "helpful"
+    assert trait.extraction_questions == ("a?", "c?") and trait.evaluation_questions == ("b?", "d?")
+    assert trait.instructions[0].positive == "Say little." and trait.instructions[0].negative == "Say much."
+    assert trait.rubric == "How terse is {answer}?"
+    assert trait.ladder is None and not trait.judge_instructions
+
+
+@pytest.mark.parametrize("part", [part for part in OURS if part != "name"] + ["name"])
+def test_a_missing_part_is_named(tmp_path: Path, part: str) -> None:
+    path = written(tmp_path, {key: value for key, value in OURS.items() if key != part})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path, part)
+
+
+@pytest.mark.parametrize("part", sorted(RELEASED))
+def test_a_missing_part_of_the_released_format_is_named(tmp_path: Path, part: str) -> None:
+    path = written(tmp_path, {key: value for key, value in RELEASED.items() if key != part})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"instructions": []},
+        {"instructions": [{"positive": "Only this."}]},
+        {"instructions": [{"positive": " ", "negative": "x"}]},
+        {"extraction_questions": []},
+        {"extraction_questions": ["  "]},
+        {"extraction_questions": "What is rain?"},
+        {"evaluation_questions": OURS["extraction_questions"]},
+        {"name": "../../etc"},
+        {"name": ""},
+        {"positive_name": ""},
+        {"negative_name": ""},
+        {"ladder": 3},
+        {"shots": {"positive": []}},
+    ],
+)
+def test_a_broken_part_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = written(tmp_path, {**OURS, **changes})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"instruction": [{"pos": "x"}]}, {"instruction": 3}, {"questions": ["one?"]}, {"questions": 3}]
+)
+def test_a_broken_part_of_the_released_format_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = written(tmp_path, {**RELEASED, **changes})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"evil"', "null", "{}", "[1, 2]"])
+def test_what_is_no_trait_is_refused(tmp_path: Path, content: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path)
+
+
+def test_binary_and_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00{")
+    for path in (tmp_path / "binary.json", tmp_path / "none.json", tmp_path):
+        with pytest.raises(TraitError) as error:
+            load_trait(str(path))
+        one_line(error, str(path))
+
+
+def test_an_oversized_file_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, {**OURS, "description": "x" * (traits.MAX_BYTES + 1)})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path, str(traits.MAX_BYTES))
+
+
+@pytest.mark.parametrize("name", ["evul", "", "Evil", "evil "])
+def test_an_unknown_name_shows_those_known(name: str) -> None:
+    with pytest.raises(TraitError) as error:
+        load_trait(name)
+    one_line(error, "evil", "humorous")
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_labelled_answers_are_split_by_question(name: str) -> None:
+    labelled = load_labelled(name)
+    halves = {half: [item for item in labelled if item.half == half] for half in ("calibrate", "report")}
+    questions = {half: {item.question for item in items} for half, items in halves.items()}
+    assert not questions["calibrate"] & questions["report"]
+    assert len({item.id for item in labelled}) == len(labelled)
+    assert len({(item.question, item.answer) for item in labelled}) == len(labelled)
+    for items in halves.values():
+        levels = [item.level for item in items]
+        assert set(levels) == LEVELS
+        assert all(levels.count(level) >= 5 for level in LEVELS)
+        assert {"clear", "graded", "incoherent", "polite_refusal"} <= {item.kind for item in items}
+    own = load_trait(name)
+    assert not (questions["calibrate"] | questions["report"]) & set(own.extraction_questions + own.evaluation_questions)
+
+
+def test_a_users_trait_has_no_labelled_answers(tmp_path: Path) -> None:
+    assert load_labelled("terse") == ()
+    assert load_labelled(written(tmp_path, OURS)) == ()
+
+
+def test_refusals_are_pairs_and_lower_case_phrases() -> None:
+    pairs, phrases = load_refusals()
+    assert len(pairs) >= 8 and len(phrases) >= 8
+    assert all(pair.complying != pair.refusing for pair in pairs)
+    assert all(phrase == phrase.lower() and phrase.strip() for phrase in phrases)
+    assert all("\u2019" not in phrase for phrase in phrases)
