@@ -2,7 +2,9 @@
 
 from inspect_ai.model import modelapi
 
-from persona_bench.inspect_ext.judge import trait_judge as trait_judge
+from persona_bench.inspect_ext.judge import trait_judge
+
+__all__ = ["persona", "trait_judge"]
 
 
 @modelapi("persona")

@@ -215,7 +215,7 @@ def assets_list() -> None:
             item.name,
             item.kind,
             f"{item.size / 1e6:.0f} MB",
-            item.licence,
+            item.license,
             str(item.source),
             "yes" if item.cached else "no",
         )

@@ -21,7 +21,7 @@ class Question:
 
 
 def load_questions(n: int, seed: int) -> list[Question]:
-    """`n` of the 2,850 questions, options permuted question by question so that a letter bias cannot pass for knowledge.
+    """`n` of the 2,850 questions, options permuted so that a letter bias cannot pass for knowledge.
 
     Raises:
         AssetError: the file can neither be found nor fetched.

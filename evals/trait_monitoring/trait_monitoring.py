@@ -41,7 +41,8 @@ def trait_monitoring(
         raise TraitError(f"trait {loaded.name} has no ladder of system prompts; add `ladder` to its trait file")
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     request = ProjectionRequest(
-        **file.reference,
+        file=str(file.path),
+        sha256=file.vector.hash,
         directions=tuple(name for name in DIRECTIONS if name.startswith("random") or name in file.vector.directions),
         layers=preset_layers(sizes, file, layers),
     )

@@ -126,8 +126,9 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if key in seen:
                 continue
             seen.add(key)
-            row = {**row, "trait": ""}
-        out.append(row)
+            out.append({**row, "trait": ""})
+        else:
+            out.append(row)
     return out
 
 

@@ -22,11 +22,6 @@ class VectorFile:
     path: Path
     vector: PersonaVector
 
-    @property
-    def reference(self) -> dict[str, str]:
-        """`file` and `sha256`, as requests name it."""
-        return {"file": str(self.path), "sha256": self.vector.hash}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -58,7 +53,11 @@ class Cell:
         if self.vector == "none":
             return ExtraArgs()
         request = SteeringRequest(
-            **file.reference, direction=self.direction, layers=(self.layer,), scale=self.coefficient
+            file=str(file.path),
+            sha256=file.vector.hash,
+            direction=self.direction,
+            layers=(self.layer,),
+            scale=self.coefficient,
         )
         return ExtraArgs(apply_steering_vectors=(request,))
 

@@ -73,7 +73,7 @@ class PersonaAPI(ModelAPI):
         model_name: str,
         base_url: str | None = None,
         api_key: str | None = None,
-        config: GenerateConfig = GenerateConfig(),
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008 - as in the base class
         dtype: str | None = None,
         device: str | None = None,
         revision: str | None = None,

@@ -1,4 +1,4 @@
-"""What a request to the `persona` provider may carry in `GenerateConfig.extra_body`: small JSON, vectors by file and hash.
+"""What a request to the `persona` provider may carry in `GenerateConfig.extra_body`: small JSON only.
 
     extra_body={"extra_args": {
         "apply_steering_vectors": [{"file": ..., "sha256": ..., "layers": [12], "scale": 1.5}],

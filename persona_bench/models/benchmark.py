@@ -40,8 +40,10 @@ def measure(model: str, batch: int, tokens: int, repeats: int, say: Callable[[st
     vectors = [_random(loaded, seed) for seed in range(batch)]
     shape = (N_DIRECTIONS, loaded.n_layers + 1, loaded.d_model)
     capture = Capture(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
-    one = [(Intervention(layer, vectors[0], 0.1),)] * batch
-    many = [(Intervention(1 + i % loaded.n_layers, vectors[i], 0.1),) for i in range(batch)]
+    one: list[tuple[Intervention, ...]] = [(Intervention(layer, vectors[0], 0.1),)] * batch
+    many: list[tuple[Intervention, ...]] = [
+        (Intervention(1 + i % loaded.n_layers, vectors[i], 0.1),) for i in range(batch)
+    ]
 
     def rows(interventions: list[tuple[Intervention, ...]], wanted: Capture | None) -> list[Row]:
         return [

@@ -473,8 +473,8 @@ class Engine:
             where += [(index, position) for position in range(first, stop)]
         if not where:
             return
-        index = torch.tensor(where, device=hidden.device)
-        states = hidden[index[:, 0], index[:, 1]]
+        places = torch.tensor(where, device=hidden.device)
+        states = hidden[places[:, 0], places[:, 1]]
         job_of = [item[0] for item in where]
         done: dict[int, int] = {}
         for begin in range(0, len(where), HEAD_ROWS):

@@ -202,11 +202,12 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
 
 def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils.logging import disable_progress_bar
 
     register()
-    transformers_logging.disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     folder, extra = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    model: Any
     try:
         # A stranger's folder is data: neither its code nor its pickles are run.
         model = AutoModelForCausalLM.from_pretrained(
@@ -281,7 +282,7 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
         name=name,
         model=model,
         tokenizer=tokenizer,
-        blocks=find_blocks(model),
+        blocks=list(find_blocks(model)),
         d_model=config.hidden_size,
         max_length=int(getattr(config, "max_position_embeddings", 2**20)),
         eos_ids=frozenset(eos),

@@ -215,7 +215,8 @@ def refusal_direction(engine: Engine) -> np.ndarray:
     for index, result in enumerate(engine.run([*refusing, *complying])):
         assert result.hidden_means is not None
         means[index >= len(pairs)].add(result.hidden_means[2])
-    return means[0].value - means[1].value
+    difference: np.ndarray = means[0].value - means[1].value
+    return difference
 
 
 def _row(tokenizer: Any, messages: Sequence[tuple[str, str]], response: str) -> Row:

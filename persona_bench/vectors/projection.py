@@ -86,8 +86,8 @@ def project_file(
             f"{engine.hooks.n_layers} of {engine.hooks.d_model}; was it made for another model?"
         )
     layers = range(1, vector.n_layers + 1) if layer is None else (layer,)
-    for item in layers:
-        vector.check_layer(item)
+    for each in layers:
+        vector.check_layer(each)
     unit = torch.nn.functional.normalize(vector.directions["persona"], dim=-1)[None]
     capture = Capture(unit, prompt_mean=True)
     tokenizer = engine.loaded.tokenizer
@@ -105,9 +105,9 @@ def project_file(
                 found = result.projections
                 assert found is not None and found.prompt_last is not None
                 assert found.prompt_mean is not None and found.response_mean is not None
-                for item in layers:
+                for each in layers:
                     values = (found.prompt_last, found.prompt_mean, found.response_mean)
-                    writer.writerow([done + offset, item, *(f"{float(value[0, item]):.6g}" for value in values)])
+                    writer.writerow([done + offset, each, *(f"{float(value[0, each]):.6g}" for value in values)])
             done += len(chunk)
             if progress is not None:
                 progress(f"{done} transcripts")

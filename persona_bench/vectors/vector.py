@@ -86,7 +86,8 @@ class PersonaVector:
     def _random(self, seed: int) -> Tensor:
         persona = self.directions["persona"]
         noise = torch.randn(persona.shape, generator=torch.Generator().manual_seed(7919 + seed))
-        return noise / noise.norm(dim=1, keepdim=True) * persona.norm(dim=1, keepdim=True)
+        scaled: Tensor = noise / noise.norm(dim=1, keepdim=True) * persona.norm(dim=1, keepdim=True)
+        return scaled
 
     def check_layer(self, layer: int) -> None:
         """Refuse a layer outside 1..n_layers.
