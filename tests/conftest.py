@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from persona_bench.vectors.vector import DIRECTIONS, PersonaVector
 from tests.builders import SIZES, tiny
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{{ bos_token }}{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -84,6 +84,16 @@ def _saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(_saved: Path, own_cache: Path) -> Path:
     """A transformers folder with the tiny Llama and the tiny tokenizer; load it in float32."""
     return _saved
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two threads cost more than they give on tiny models, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    if not any(request.node.get_closest_marker(name) for name in ("weights", "long")):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Traits and labelled answers: what the suite ships is whole, and what a user brings is refused in one line if it is not."""
+"""Traits and labelled answers: what the suite ships is whole; what a user brings is refused in one line if not."""
 
 from __future__ import annotations
 
