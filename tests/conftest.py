@@ -25,7 +25,8 @@ TEMPLATE = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings of Inspect's own making that a test cannot mend."""
-    config.addinivalue_line("filterwarnings", "ignore:The 'initial' parameter is deprecated:DeprecationWarning")
+    for named in ("The 'initial' parameter is deprecated:DeprecationWarning", "Unclosed <Memory:ResourceWarning"):
+        config.addinivalue_line("filterwarnings", f"ignore:{named}")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
