@@ -1,8 +1,9 @@
 """From a local grader's raw likelihoods to 0..100, fitted on labelled answers and kept on disk.
 
 For each grader and trait, one half of the labelled answers calibrates: it fits the map to 0..100 and chooses the
-method; the other half is never looked at here (`judge_validity` reports on it). Soft-label logistic regression maps
-standardised voices to a level; coherence is fitted on the same answers against scrambled and looping copies of them.
+method; the other half is never looked at here (`judge_validity` reports on it). Logistic regression maps standardised
+voices to the probability that the level is 50 or more, both classes weighing the same: a score of 50 is the boundary
+between showing the trait and not, whatever mixture of levels the labelled answers hold. Coherence is fitted on the same answers against scrambled and looping copies of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from persona_bench.files import write_atomic
 from persona_bench.inspect_ext.judge import Voices, ask_voices, fluency_item, repetition
 from persona_bench.inspect_ext.requests import ExtraArgs
 
-VERSION = 2  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
+VERSION = 3  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
     "yes_no": ("yes_no",),
     "contrast": ("contrast",),
@@ -183,41 +184,36 @@ def fit(
         voices: what the grader said of each.
         broken: what it said of incoherent copies.
     """
-    levels = np.array([item.level / 100 for item in labelled])
+    shows = np.array([item.level >= 50 for item in labelled])
     questions = np.array([item.question for item in labelled])
     fits, auroc = {}, {}
     for method, names in LOCAL_METHODS.items():
         x = np.array([[getattr(item, name) for name in names] for item in voices])
-        fits[method] = _logistic(x, levels)
-        held_out = np.empty(len(levels))
+        fits[method] = _logistic(x, shows)
+        held_out = np.empty(len(shows))
         for question in np.unique(questions):
             out = questions == question
-            without = _logistic(x[~out], levels[~out])
+            without = _logistic(x[~out], shows[~out])
             held_out[out] = [without(row) for row in x[out]]
-        auroc[method] = _auroc(held_out, levels >= 0.5)
+        auroc[method] = _auroc(held_out, shows)
     # Of methods that separate alike, the first listed is the cheapest.
     best = max(auroc.values())
     method = next(name for name in LOCAL_METHODS if auroc[name] >= best - 0.01)
     good = [item for item, answer in zip(voices, labelled, strict=True) if answer.kind != "incoherent"]
     everything = [*good, *broken]
     x = np.array([[item.fluency, item.repetition] for item in everything])
-    coherent = np.array([1.0] * len(good) + [0.0] * len(broken))
-    return Calibration(grader, trait, method, auroc, fits, _logistic(x, coherent, balanced=True), len(labelled))
+    coherent = np.array([True] * len(good) + [False] * len(broken))
+    return Calibration(grader, trait, method, auroc, fits, _logistic(x, coherent), len(labelled))
 
 
-def _logistic(x: np.ndarray, levels: np.ndarray, *, balanced: bool = False) -> Fit:
-    """Logistic regression on soft labels: each answer counts as positive with weight level, negative with the rest."""
+def _logistic(x: np.ndarray, positive: np.ndarray) -> Fit:
+    """Logistic regression on standardised columns, L2 penalty 1, both classes weighing the same."""
     from sklearn.linear_model import LogisticRegression
 
     means, scales = x.mean(0), x.std(0)
     scales = np.where(scales > 0, scales, 1.0)
-    z = (x - means) / scales
-    weights = np.concatenate([levels, 1 - levels])
-    if balanced:
-        share = levels.mean()
-        weights = weights * np.concatenate([np.full(len(levels), 0.5 / share), np.full(len(levels), 0.5 / (1 - share))])
-    model = LogisticRegression(C=1.0)
-    model.fit(np.vstack([z, z]), np.repeat([1, 0], len(levels)), sample_weight=weights)
+    model = LogisticRegression(C=1.0, class_weight="balanced")
+    model.fit((x - means) / scales, positive)
     return Fit(
         tuple(float(v) for v in means),
         tuple(float(v) for v in scales),

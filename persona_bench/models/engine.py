@@ -27,6 +27,8 @@ from persona_bench.models.steering import Capture, Intervention, ResidualHooks, 
 logger = logging.getLogger(__name__)
 
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
+LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
+LONE_ROWS = 16  # passes with fewer rows than this are filled with shorter rows rather than left small
 HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
 StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
@@ -312,8 +314,8 @@ class Engine:
             return
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
-        # Longest first (taken from the end of the list), rows of one prefix side by side.
-        self._waiting.sort(key=lambda job: (job.suffix, len(job.prefix), job.prefix))
+        # Longest first (taken from the end of the list): rows of like length share a pass, those of one prefix touch.
+        self._waiting.sort(key=lambda job: (len(job.given) // LENGTH_STEP, job.suffix, job.prefix))
 
     def _reset(self) -> list[_Job]:
         for slot in range(self.max_batch + 1):
@@ -369,6 +371,9 @@ class Engine:
             width = max(width, job.suffix)
             if chunk and width * (len(chunk) + 1) > self.token_budget:
                 break
+            # A much shorter row would be padding for the most part; it fits a later pass better.
+            if len(chunk) >= LONE_ROWS and 2 * job.suffix < width:
+                break
             self._waiting.pop()
             if job.future.running() or job.future.set_running_or_notify_cancel():
                 chunk.append(job)
@@ -379,7 +384,7 @@ class Engine:
         if self._cache is None:
             self._cache = SlotCache(self.hooks.n_layers, self.max_batch + 1, room)
         elif room > self._cache.capacity:
-            self._cache.grow(room)
+            self._cache.grow(max(room, self._cache.capacity * 3 // 2))
 
     def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int) -> None:
         assert self._cache is not None
