@@ -82,7 +82,7 @@ class _Record:
 
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    logs: dict[str, dict[str, str]] = field(default_factory=dict)
+    no_vector: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -181,6 +181,12 @@ class _Run:
         self.model = f"persona/{name}"
         self.grader = model_spec(self.settings.grader)
         if self.grader.startswith("persona/"):
+            for trait in self.traits:
+                if not load_labelled(trait.name) or not trait.judge_instructions:
+                    raise RunError(
+                        f"trait {trait.name} has no labelled answers or judge_instructions, which a local grader needs; "
+                        "use one with logprobs, such as --grader openai/gpt-4.1-mini-2025-04-14"
+                    )
             self.say(f"loading grader {self.grader.removeprefix('persona/')}")
             grader = load(self.grader.removeprefix("persona/"))
             if grader.weights_hash == self.loaded.weights_hash:
@@ -329,6 +335,7 @@ class _Run:
                 )
             except ExtractionError as error:
                 self.record.warnings.append(str(error))
+                self.record.no_vector[trait.name] = str(error)
                 self.say(f"warning: {error}")
                 continue
             vector.save(path)
@@ -354,7 +361,13 @@ class _Run:
         samples = collect(logs, list(vectors.values()), self._filter, layers)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
         tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
-        claims = judge_claims(samples, tables, seed=self.settings.seed, traits=[trait.name for trait in self.traits])
+        claims = judge_claims(
+            samples,
+            tables,
+            seed=self.settings.seed,
+            traits=[trait.name for trait in self.traits],
+            no_vector=self.record.no_vector,
+        )
         files = write_tables(tables, self.folder / "tables")
         files += write_tables({"claims": claims}, self.folder)
         self.record.warnings += [

@@ -31,6 +31,7 @@ __all__ = [
     "paired_accuracy",
     "read_tables",
     "scored",
+    "vector_warnings",
     "write_tables",
 ]
 
@@ -78,7 +79,7 @@ def _with_interval(*names: str) -> tuple[str, ...]:
 
 _COUNTS = ("n", "n_scored", "n_refusal", "n_unscored")
 
-TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
+_MEASURED: Mapping[str, tuple[str, ...]] = {
     "judge": (
         *("trait", "grader", "method", "half", "n", "n_scored", "n_refusal", "n_unscored"),
         *_with_interval("auroc", "balanced_accuracy", "spearman"),
@@ -122,7 +123,11 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
 }
-"""The columns of each table, in the order of the CSV file."""
+
+TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    name: columns if "warning" in columns else (*columns, "warning") for name, columns in _MEASURED.items()
+}
+"""The columns of each table, in the order of the CSV file; `warning` is the one its trait's vector carries."""
 
 _SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "grader", "method", "half"),
@@ -238,7 +243,17 @@ def build_tables(
         "mmlu": _mmlu_table(samples.mmlu, draw),
         "vectors": _vector_table(samples.vectors),
     }
-    return {name: _ordered(name, table) for name, table in tables.items()}
+    warnings = vector_warnings(samples.vectors)
+    return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
+
+
+def vector_warnings(vectors: pd.DataFrame) -> dict[str, str]:
+    """Trait -> the warning its vector carries, for vectors that carry one (from the vector frame or table)."""
+    return {str(row["trait"]): str(row["warning"]) for _, row in vectors.iterrows() if row["warning"]}
+
+
+def _warned(table: pd.DataFrame, warnings: Mapping[str, str]) -> pd.DataFrame:
+    return table.assign(warning=[warnings.get(str(trait), "") for trait in table["trait"]])
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from persona_bench.analysis.tables import (
     monitoring_points,
     paired_accuracy,
     scored,
+    vector_warnings,
 )
 from persona_bench.definitions.claims import (
     ALPHA,
@@ -33,7 +34,7 @@ __all__ = ["CLAIM_COLUMNS", "VERDICTS", "judge_claims"]
 
 CLAIM_COLUMNS = (
     *("claim", "trait", "statement", "paper_value", "estimate", "ci_low", "ci_high", "n"),
-    *("verdict", "reason", "p_holm", "log"),
+    *("verdict", "reason", "p_holm", "log", "warning"),
 )
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable", "not run")
 
@@ -102,6 +103,7 @@ def judge_claims(
     seed: int = 0,
     resamples: int = st.RESAMPLES,
     traits: Sequence[str] | None = None,
+    no_vector: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """A verdict on every claim for every trait.
 
@@ -115,6 +117,7 @@ def judge_claims(
         seed: of the resampling.
         resamples: bootstrap resamples for each interval.
         traits: the traits of the run; by default those that occur in the samples.
+        no_vector: trait -> why no vector could be made, which leaves what needs one untestable.
 
     Returns:
         One row a claim and trait with `CLAIM_COLUMNS`. `n` counts the valid samples (points, for a correlation;
@@ -124,17 +127,20 @@ def judge_claims(
     run = _Run(samples, tables, layers, seed, resamples)
     names = samples.traits if traits is None else sorted(traits)
     pairs = [(claim, trait) for claim in CLAIMS for trait in names]
-    findings = [_find(run, claim, trait) for claim, trait in pairs]
+    findings = [_find(run, claim, trait, (no_vector or {}).get(trait, "")) for claim, trait in pairs]
     adjusted = st.holm([finding.p for finding in findings])
+    warnings = vector_warnings(tables["vectors"])
     rows = []
     for (claim, trait), found, p_holm in zip(pairs, findings, adjusted, strict=True):
         final = _after_holm(found, p_holm)
         values = (final.estimate, final.low, final.high, final.n, final.verdict, final.reason, p_holm, final.log)
-        rows.append((claim.id, trait, claim.statement, claim.paper_value, *values))
+        rows.append((claim.id, trait, claim.statement, claim.paper_value, *values, warnings.get(trait, "")))
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
 
-def _find(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    if no_vector and claim.eval != "judge_validity":
+        return _untestable(f"no vector: {no_vector}")
     frame = {
         "trait_steering": run.samples.steering,
         "trait_monitoring": run.samples.monitoring,

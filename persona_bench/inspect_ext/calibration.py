@@ -3,7 +3,8 @@
 For each grader and trait, one half of the labelled answers calibrates: it fits the map to 0..100 and chooses the
 method; the other half is never looked at here (`judge_validity` reports on it). Logistic regression maps standardised
 voices to the probability that the level is 50 or more, both classes weighing the same: a score of 50 is the boundary
-between showing the trait and not, whatever mixture of levels the labelled answers hold. Coherence is fitted on the same answers against scrambled and looping copies of them.
+between showing the trait and not, whatever mixture of levels the labelled answers hold. Coherence is fitted on the
+same answers against scrambled and looping copies of them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from persona_bench.files import write_atomic
 from persona_bench.inspect_ext.judge import Voices, ask_voices, fluency_item, repetition
 from persona_bench.inspect_ext.requests import ExtraArgs
 
-VERSION = 3  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
+VERSION = 4  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
     "yes_no": ("yes_no",),
     "contrast": ("contrast",),

@@ -492,7 +492,7 @@ class Engine:
                 wanted = continuation[offset : offset + 1] or chunk[owner].row.alternatives
                 targets += [(local, token) for token in wanted]
             pairs = torch.tensor(targets, device=hidden.device)
-            chosen = logits[pairs[:, 0], pairs[:, 1]]
+            chosen = self.loaded.logits_at(states[begin + pairs[:, 0]], pairs[:, 1])
             values = (chosen - _log_total(logits)[pairs[:, 0]]).cpu().numpy()
             for (local, _token), value in zip(targets, values, strict=True):
                 chunk[job_of[begin + local]].scores.append(value)

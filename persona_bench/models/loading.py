@@ -79,6 +79,21 @@ class LoadedModel:
         """Float32 logits `(rows, vocabulary)` for final hidden states `(rows, d_model)`."""
         wide = hidden if hidden.shape[0] > 1 else hidden.expand(2, -1)
         logits: Tensor = self.model.get_output_embeddings()(wide)[: hidden.shape[0]].float()
+        return self._capped(logits)
+
+    def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Float32 logits of one token a row, `(rows,)`, for hidden states `(rows, d_model)` and token ids `(rows,)`.
+
+        Multiplied in float32: in bfloat16 a logit near 20 comes in steps of 0.125, which ties answers that differ.
+        """
+        projection = self.model.get_output_embeddings()
+        logits = (hidden.float() * projection.weight[tokens].float()).sum(-1)
+        if getattr(projection, "bias", None) is not None:
+            logits = logits + projection.bias[tokens].float()
+        return self._capped(logits)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        """Gemma-2-style cap on the final logits, where the model has one."""
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
