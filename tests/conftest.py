@@ -118,13 +118,14 @@ def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
 
 def first_token(**weights: float) -> Callable[..., Any]:
     """A mock grader: top_logprobs of the first token are `weights` (token -> probability; `_55` for the token 55)."""
-    from inspect_ai.model import Logprob, Logprobs, ModelOutput, TopLogprob
+    from inspect_ai.model import Logprob, Logprobs, ModelOutput, ModelUsage, TopLogprob
 
     tokens = {name.removeprefix("_"): value for name, value in weights.items()}
 
     def output(*_: Any) -> ModelOutput:
         likeliest = max(tokens, key=lambda token: tokens[token])
         made = ModelOutput.from_content("mockllm/model", likeliest)
+        made.usage = ModelUsage()
         tops = [TopLogprob(token=token, logprob=math.log(value)) for token, value in tokens.items()]
         made.choices[0].logprobs = Logprobs(
             content=[Logprob(token=likeliest, logprob=math.log(tokens[likeliest]), top_logprobs=tops)]

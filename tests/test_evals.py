@@ -1,0 +1,499 @@
+"""The evals: each is found, runs on a tiny model, says on its page what it does, and its log becomes tables."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from inspect_ai import Task
+from inspect_ai import eval as inspect_eval
+from inspect_ai._cli.util import parse_cli_args
+from inspect_ai.dataset import Sample
+from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.model import Model, ModelOutput, get_model
+
+import evals._registry as registry
+from evals.mmlu_preservation import dataset
+from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
+from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.definitions.presets import load_preset
+from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.errors import DataError, PersonaBenchError, RunError, TraitError, VectorError
+from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, half, model_folder, numbers, sweep
+from persona_bench.inspect_ext.judge import COHERENCE_RUBRIC
+from persona_bench.inspect_ext.solvers import choose_by_likelihood, given_response, respond, row_seed
+from persona_bench.models.chat import response_ids
+from persona_bench.models.engine import Engine, Row
+from persona_bench.models.loading import load
+from persona_bench.vectors.vector import PersonaVector
+from tests.conftest import first_token, one_line, tiny_vector
+
+ROOT = Path(__file__).parents[1]
+EVALS = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
+NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
+LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
+
+
+def questions(n: int = 120) -> str:
+    """MMLU lines as the asset has them; the right option is the one that says so."""
+    lines = []
+    for i in range(n):
+        texts = [f"wrong {i} {j}" for j in range(4)]
+        texts[i % 4] = f"right {i}"
+        options = [f"{letter}. {text}" for letter, text in zip("ABCD", texts, strict=True)]
+        lines.append(json.dumps({"question": f"Which {i}?", "options": "\n".join(options), "answer": options[i % 4]}))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def mmlu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "mmlu.jsonl"
+    path.write_text(questions())
+    monkeypatch.setattr(dataset, "fetch_data", lambda _: path)
+    return path
+
+
+def grader() -> Model:
+    """Scores by a hash of the question put to it; about a tenth refused, a tenth failed."""
+
+    def output(messages: Any, *_: Any) -> ModelOutput:
+        text = messages[-1].text
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:2], "big")
+        if COHERENCE_RUBRIC not in text and number % 10 == 0:
+            return first_token(REF=1.0)()
+        if COHERENCE_RUBRIC not in text and number % 10 == 1:
+            raise RuntimeError("down")
+        return first_token(**{f"_{number % 101}": 1.0})()
+
+    return get_model("mockllm/model", custom_outputs=output, memoize=False)
+
+
+def saved_vector(folder: Path, **shape: Any) -> tuple[Path, PersonaVector]:
+    path, made = folder / "evil.safetensors", tiny_vector(**shape)
+    made.save(path)
+    return path, made
+
+
+def run(name: str, folder: Path, log_dir: Path, **arguments: Any) -> EvalLog:
+    """`inspect eval evals/<name>` at the root of the repository."""
+    log = inspect_eval(
+        f"evals/{name}",
+        model=f"persona/{folder}",
+        model_args={"dtype": "float32"},
+        model_roles={"grader": grader()},
+        task_args=arguments,
+        limit=LIMITS[name],
+        log_dir=str(log_dir),
+        display="none",
+    )[0]
+    check_log(log)
+    return read_eval_log(log.location)
+
+
+@pytest.fixture(scope="module")
+def logs(_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PersonaVector]]:
+    """A folder with a log of every eval, and the vector they steered with."""
+    home = tmp_path_factory.mktemp("evals")
+    path, vector = saved_vector(home)
+    (home / "mmlu.jsonl").write_text(questions())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("PERSONA_BENCH_CACHE", str(home / "cache"))
+        patch.setattr(dataset, "fetch_data", lambda _: home / "mmlu.jsonl")
+        for name in EVALS:
+            arguments = {"vector": str(path), "vector_sha256": vector.hash} if name in NEED_VECTOR else {}
+            run(name, _saved, home / "logs", **arguments)
+    torch.set_num_threads(threads)
+    yield home / "logs", vector
+
+
+@pytest.fixture(scope="module")
+def read(logs: tuple[Path, PersonaVector]) -> dict[str, EvalLog]:
+    return read_logs(logs[0])
+
+
+@pytest.fixture(scope="module")
+def frames(logs: tuple[Path, PersonaVector], read: dict[str, EvalLog]) -> Samples:
+    return collect(read, [logs[1]], "stated", {"evil": 2})
+
+
+# What is there
+
+
+def test_registry_folders_and_pages_name_the_same_evals() -> None:
+    folders = sorted(path.name for path in (ROOT / "evals").iterdir() if (path / "__init__.py").exists())
+    assert folders == EVALS == sorted(registry.__all__)
+    for name in EVALS:
+        page = yaml.safe_load((ROOT / "evals" / name / "eval.yaml").read_text())
+        assert [task["name"] for task in page["tasks"]] == [name]
+        assert {"title", "description", "group", "contributors", "version"} <= set(page)
+
+
+def build(name: str, tmp_path: Path, **arguments: Any) -> Task:
+    """A task without a model: thirty layers, as many as the default model has."""
+    if name in NEED_VECTOR:
+        arguments["vector"] = str(saved_vector(tmp_path, n_layers=30, d_model=4)[0])
+    made = getattr(registry, name)(**arguments)
+    assert isinstance(made, Task)
+    return made
+
+
+@pytest.mark.parametrize("name", EVALS)
+def test_the_page_counts_the_samples_of_the_quick_preset(name: str, tmp_path: Path, mmlu: Path) -> None:
+    page = yaml.safe_load((ROOT / "evals" / name / "eval.yaml").read_text())
+    task = build(name, tmp_path)
+    assert page["tasks"][0]["dataset_samples"] == len(task.dataset)
+    assert page["version"] == task.version
+    text = (ROOT / "evals" / name / "README.md").read_text()
+    assert set(re.findall(r"\((\d+) samples\)", text)) <= {str(len(task.dataset))}
+
+
+@pytest.mark.parametrize("name", EVALS)
+def test_the_page_has_the_command_and_every_parameter(name: str) -> None:
+    text = (ROOT / "evals" / name / "README.md").read_text()
+    command = (
+        f"inspect eval evals/{name} --model persona/smollm2-135m -T trait=evil "
+        "--model-role grader=persona/qwen2.5-coder-0.5b"
+    )
+    assert f"\n{command}\n" in text
+    rows = {row[0]: row[1] for row in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)}
+    parameters = inspect.signature(getattr(registry, name)).parameters
+    assert list(rows) == list(parameters)
+    for key, parameter in parameters.items():
+        if parameter.default != "":
+            assert rows[key] == f"`{parameter.default}`"
+
+
+def content(sample: Sample) -> Any:
+    """A sample without the random ids that Inspect gives its messages."""
+    turns = sample.input if isinstance(sample.input, str) else [(turn.role, turn.text) for turn in sample.input]
+    return sample.id, turns, sample.target, sample.choices, sample.metadata
+
+
+@pytest.mark.parametrize("name", EVALS)
+def test_samples_have_ids_of_their_own_and_the_same_again(name: str, tmp_path: Path, mmlu: Path) -> None:
+    first, again = build(name, tmp_path).dataset, build(name, tmp_path).dataset
+    assert len({sample.id for sample in first}) == len(first)
+    assert [content(sample) for sample in first] == [content(sample) for sample in again]
+    assert all(sample.metadata and sample.metadata["trait"] == "evil" for sample in first)
+
+
+@pytest.mark.parametrize("name", EVALS)
+def test_unknown_names_are_refused(name: str, tmp_path: Path, mmlu: Path) -> None:
+    with pytest.raises(TraitError) as error:
+        build(name, tmp_path, trait="evul")
+    one_line(error, "evul")
+    if name != "judge_validity":
+        with pytest.raises(RunError) as unknown:
+            build(name, tmp_path, preset="slow")
+        one_line(unknown, "slow", "quick")
+
+
+# What they ask
+
+
+def test_elicitation_asks_every_question_under_every_instruction(tmp_path: Path) -> None:
+    evil, sizes = load_trait("evil"), load_preset("quick")
+    task = build("trait_elicitation", tmp_path)
+    asked = {(str(sample.input[0].content), str(sample.input[1].content)) for sample in task.dataset}  # type: ignore[union-attr]
+    expected = {
+        (evil.system_prompt(side, pair), question)
+        for question in evil.extraction_questions[: sizes.extraction_questions]
+        for pair in range(5)
+        for side in ("positive", "negative")
+    }
+    assert asked == expected
+
+
+def test_judge_validity_never_sees_a_calibrating_answer(tmp_path: Path) -> None:
+    asked = {sample.metadata["answer"] for sample in build("judge_validity", tmp_path).dataset if sample.metadata}
+    halves = {
+        name: {item.answer for item in load_labelled("evil") if item.half == name} for name in ("calibrate", "report")
+    }
+    assert asked == halves["report"]
+
+
+def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) -> None:
+    evil = load_trait("evil")
+    steering = build("trait_steering", tmp_path).dataset
+    assert {str(sample.input) for sample in steering} <= set(evil.evaluation_questions)
+    monitoring = build("trait_monitoring", tmp_path).dataset
+    assert evil.ladder is not None
+    rungs = {(s.metadata["rung"], str(s.input[0].content)) for s in monitoring if s.metadata}  # type: ignore[union-attr]
+    assert rungs == set(enumerate(evil.ladder))
+    assert {str(s.input[1].content) for s in monitoring} <= set(evil.evaluation_questions)  # type: ignore[union-attr]
+    for sample in (*steering, *monitoring):
+        assert sample.metadata is not None
+        assert sample.metadata["half"] == half(sample.metadata["question_id"])
+
+
+def test_a_trait_without_a_ladder_is_not_monitored(tmp_path: Path) -> None:
+    with pytest.raises(TraitError) as error:
+        build("trait_monitoring", tmp_path, trait="humorous")
+    one_line(error, "humorous", "ladder")
+
+
+def test_a_trait_without_labels_has_no_judge_to_check(tmp_path: Path) -> None:
+    path = tmp_path / "terse.json"
+    path.write_text(json.dumps({**load_trait("evil").model_dump(), "name": "terse"}))
+    with pytest.raises(TraitError) as error:
+        build("judge_validity", tmp_path, trait=str(path))
+    one_line(error, "labelled")
+
+
+def test_a_sweep_has_every_cell_and_its_controls() -> None:
+    vector = tiny_vector()
+    file = VectorFile(Path("/v.safetensors"), vector)
+    cells = sweep(file, (1, 3), (-0.4, 0.2, 0.4), 2, (3,))
+    assert cells[0] == UNSTEERED and len({cell.id for cell in cells}) == len(cells) == 1 + 2 * 3 + 2 * 1 * 2
+    for cell in cells[1:]:
+        assert vector.relative_dose(cell.layer, cell.coefficient) == pytest.approx(cell.relative_dose)
+        request = cell.extra(file).apply_steering_vectors[0]
+        assert (request.sha256, request.layers, request.scale) == (vector.hash, (cell.layer,), cell.coefficient)
+    assert {(cell.direction, cell.layer, cell.relative_dose) for cell in cells if cell.vector == "random"} == {
+        (f"random:{k}", 3, dose) for k in (0, 1) for dose in (-0.4, 0.4)
+    }
+    with pytest.raises(VectorError):
+        sweep(file, (5,), (0.4,), 0, ())
+
+
+def test_numbers_of_the_command_line() -> None:
+    assert numbers("", (1.0, 2.0)) == (1.0, 2.0)
+    assert numbers("-0.4, 0.2", ()) == (-0.4, 0.2)
+    assert numbers(parse_cli_args(("layers=12",))["layers"], ()) == (12.0,)
+
+
+@pytest.mark.xfail(strict=True, reason="Inspect hands a comma-separated -T on as a list")
+def test_numbers_of_a_comma_separated_argument() -> None:
+    assert numbers(parse_cli_args(("layers=12,18",))["layers"], ()) == (12.0, 18.0)
+
+
+@pytest.mark.xfail(strict=True, reason="ValueError gets through")
+def test_numbers_that_are_none_are_refused() -> None:
+    with pytest.raises(PersonaBenchError) as error:
+        numbers("many", ())
+    one_line(error, "many")
+
+
+def test_every_row_has_a_seed_of_its_own() -> None:
+    seeds = {row_seed(sample, epoch, seed) for sample in ("a", "b", 1) for epoch in (1, 2) for seed in (0, 1)}
+    assert len(seeds) == 12 and all(0 <= seed < 2**63 for seed in seeds)
+    assert row_seed("a", 1, 0) == row_seed("a", 1, 0)
+
+
+def test_solvers_are_made() -> None:
+    assert all(callable(made) for made in (respond(0.7, 8), given_response(), choose_by_likelihood()))
+
+
+# MMLU questions
+
+
+def test_options_are_permuted_and_the_right_one_stays_right(mmlu: Path) -> None:
+    found = dataset.load_questions(100, seed=0)
+    assert len({question.id for question in found}) == 100
+    assert all(question.options[question.answer] == f"right {question.id}" for question in found)
+    counts = [sum(question.answer == i for question in found) for i in range(4)]
+    assert min(counts) >= 12
+    assert found == dataset.load_questions(100, seed=0) and found != dataset.load_questions(100, seed=1)
+    assert len(dataset.load_questions(10**6, seed=0)) == 120
+
+
+@pytest.mark.parametrize("options", ["A. a\nB. b\nC. c", "A. a\nB. b\nC. c\nD. d\nE. e", ""])
+def test_a_question_without_four_options_is_refused(mmlu: Path, options: str) -> None:
+    mmlu.write_text(json.dumps({"question": "?", "options": options, "answer": "A. a"}) + "\n")
+    with pytest.raises(DataError) as error:
+        dataset.load_questions(1, seed=0)
+    one_line(error, "line 1")
+
+
+# The vector of a task
+
+
+@pytest.mark.parametrize("name", NEED_VECTOR)
+def test_without_a_vector_the_command_that_makes_one_is_named(
+    name: str, folder: Path, tmp_path: Path, mmlu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(VectorError) as error:
+        run(name, folder, tmp_path / "logs")
+    one_line(error, "persona-bench extract --model", "--trait evil", "-T vector=")
+
+
+def test_the_vector_of_a_run_is_found_by_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona_bench.inspect_ext import cells
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cells, "get_model", lambda: get_model(f"persona/{folder}", dtype="float32"))
+    path = tmp_path / "results" / model_folder(str(folder)) / "quick" / "vectors" / "evil.safetensors"
+    tiny_vector().save(path)
+    assert find_vector("", "evil", "quick").path == path.resolve()
+    with pytest.raises(VectorError):
+        find_vector("", "evil", "standard")
+
+
+def test_a_vector_must_be_the_one_named(tmp_path: Path) -> None:
+    path, made = saved_vector(tmp_path)
+    assert find_vector(str(path), "evil", "quick", made.hash).vector.hash == made.hash
+    with pytest.raises(VectorError) as error:
+        find_vector(str(path), "evil", "quick", "0" * 64)
+    one_line(error, made.hash, "0" * 64)
+    with pytest.raises(VectorError) as error:
+        find_vector(str(tmp_path / "none"), "evil", "quick")
+    one_line(error, "none", "persona-bench extract")
+
+
+# Through Inspect
+
+
+def test_every_eval_resolves_and_succeeds(read: dict[str, EvalLog]) -> None:
+    assert sorted(read) == [f"{name}/evil" for name in EVALS]
+    for name, log in read.items():
+        assert log.status == "success" and log.samples is not None
+        assert len(log.samples) == LIMITS[name.split("/")[0]]
+        assert not [sample for sample in log.samples if sample.error]
+        assert log.eval.task_version == "1-A"
+
+
+def test_frames_have_exactly_their_columns(frames: Samples) -> None:
+    for name, columns in SAMPLE_COLUMNS.items():
+        frame = getattr(frames, name)
+        assert tuple(frame.columns) == columns
+        assert len(frame) > 0
+    assert len(frames.judge) == len(frames.steering) == len(frames.monitoring) == 12
+    assert len(frames.elicitation) == 40
+
+
+@pytest.mark.parametrize("name", ["judge", "elicitation", "steering", "monitoring"])
+def test_only_what_is_scored_has_a_number(frames: Samples, name: str) -> None:
+    frame = getattr(frames, name)
+    assert set(frame["status"]) <= {"scored", "refusal", "unscored"}
+    assert (frame["status"] == "scored").sum() >= 3
+    assert (frame["trait_score"].notna() == (frame["status"] == "scored")).all()
+    assert frame["trait_score"].dropna().between(0, 100).all()
+
+
+def test_refusals_and_failures_reach_the_frames(frames: Samples) -> None:
+    assert {"scored", "refusal", "unscored"} == set(frames.elicitation["status"])
+    kept = frames.elicitation[frames.elicitation["kept"]]
+    assert (kept["status"] == "scored").all() and (kept["drop_reason"] == "").all()
+    dropped = frames.elicitation[~frames.elicitation["kept"]]
+    assert set(dropped["drop_reason"]) <= {"refusal", "unscored", "length", "score"}
+
+
+def test_rollouts_are_the_samples(read: dict[str, EvalLog]) -> None:
+    log = read["trait_elicitation/evil"]
+    made = rollouts(log)
+    assert len(made) == len(log.samples or [])
+    evil = load_trait("evil")
+    for item in made:
+        assert item.messages == (
+            ("system", evil.system_prompt(item.side, item.pair)),
+            ("user", evil.extraction_questions[item.question_id]),
+        )
+        assert item.epoch == 1
+    assert {item.response for item in made} == {sample.output.completion for sample in log.samples or []}
+
+
+def test_steered_samples_were_steered(read: dict[str, EvalLog], logs: tuple[Path, PersonaVector]) -> None:
+    vector = logs[1]
+    samples = read["trait_steering/evil"].samples or []
+    by_cell = {(s.metadata["question_id"], s.metadata["direction"], s.metadata["relative_dose"]): s for s in samples}
+    assert {key[1] for key in by_cell} == {"none", "persona", "random:0"}
+    texts = {sample.output.completion for sample in samples}
+    assert len(texts) > len(samples) / 2
+    for sample in samples:
+        config = next(event.config for event in sample.events if event.event == "model")
+        requests = ((config.extra_body or {}).get("extra_args") or {}).get("apply_steering_vectors", [])
+        assert [r["sha256"] for r in requests] == ([] if sample.metadata["vector"] == "none" else [vector.hash])
+        assert config.seed == row_seed(sample.id, sample.epoch, 0)
+
+
+def test_the_same_eval_gives_the_same_texts(
+    folder: Path, tmp_path: Path, read: dict[str, EvalLog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(LIMITS, "trait_elicitation", 6)
+    again = run("trait_elicitation", folder, tmp_path / "logs").samples or []
+    first = {sample.id: sample.output.completion for sample in read["trait_elicitation/evil"].samples or []}
+    assert len(again) == 6
+    assert {sample.id: sample.output.completion for sample in again}.items() <= first.items()
+
+
+def test_projections_reach_the_frames(read: dict[str, EvalLog], frames: Samples) -> None:
+    assert set(frames.projections["direction"]) == {"persona", "random", "shuffled", "refusal"}
+    assert set(frames.projections["sample_id"]) == set(frames.monitoring["sample_id"])
+    assert frames.projections["prompt_last"].notna().all()
+    sample = (read["trait_monitoring/evil"].samples or [])[0]
+    rows = frames.projections[frames.projections["sample_id"] == f"{sample.id}-e1"].set_index("direction")
+    assert sample.output.metadata is not None
+    for name, layers in sample.output.metadata["projections"].items():
+        assert rows.loc[name.split(":")[0], "prompt_last"] == pytest.approx(layers["2"]["prompt_last"])
+
+
+def test_mmlu_answers_are_the_likeliest(read: dict[str, EvalLog], frames: Samples, folder: Path) -> None:
+    samples = read["mmlu_preservation/evil"].samples or []
+    for sample in samples:
+        value = (sample.scores or {})["likeliest_choice"].as_dict()  # type: ignore[union-attr]
+        cloze = sample.metadata["likelihoods"]["cloze"]
+        right = "ABCD".index(str(sample.target))
+        assert value["cloze"] == float(int(np.argmax(cloze)) == right)
+        others = [other for i, other in enumerate(cloze) if i != right]
+        assert value["cloze_margin"] == pytest.approx(cloze[right] - max(others))
+    unsteered = next(sample for sample in samples if sample.metadata["vector"] == "none")
+    loaded = load(str(folder), dtype="float32")
+    prompt = tuple(loaded.tokenizer(f"Question: {unsteered.input}\nAnswer:")["input_ids"])
+    for option, likelihood in zip(unsteered.choices or [], unsteered.metadata["likelihoods"]["cloze"], strict=True):
+        result = Engine(loaded).run([Row(prompt, response_ids(loaded.tokenizer, f" {option}"))])[0]
+        assert likelihood == pytest.approx(float(result.continuation_logprobs.mean()), abs=1e-3)
+    assert set(frames.mmlu["scoring"]) == {"letter", "cloze"} and len(frames.mmlu) == 24
+    assert set(frames.mmlu["vector"]) == {"none", "persona", "random"}
+    assert set(frames.mmlu.loc[frames.mmlu["vector"] == "none", "trait"]) == {""}
+
+
+def test_vectors_reach_the_frames(frames: Samples, logs: tuple[Path, PersonaVector]) -> None:
+    vector = logs[1]
+    assert list(frames.vectors["layer"]) == [1, 2, 3, 4]
+    assert list(frames.vectors["chosen"]) == [False, True, False, False]
+    assert set(frames.vectors["vector_id"]) == {vector.hash[:16]}
+    assert frames.vectors["norm"][0] == pytest.approx(float(vector.directions["persona"][1].norm()))
+
+
+def test_the_log_names_what_it_was_made_with(read: dict[str, EvalLog], logs: tuple[Path, PersonaVector]) -> None:
+    for name in NEED_VECTOR:
+        assert (read[f"{name}/evil"].eval.metadata or {})["vector_hash"] == logs[1].hash
+    for name in ("trait_elicitation", "trait_steering", "trait_monitoring"):
+        assert (read[f"{name}/evil"].eval.metadata or {})["trait_hash"] == load_trait("evil").hash
+
+
+def test_broken_logs_are_refused(tmp_path: Path, read: dict[str, EvalLog]) -> None:
+    (tmp_path / "2026-01-01T00-00-00_x_y.eval").write_bytes(b"not a log")
+    with pytest.raises(DataError) as error:
+        read_logs(tmp_path)
+    one_line(error, "2026-01-01T00-00-00_x_y.eval")
+    log = read["judge_validity/evil"]
+    with pytest.raises(RunError) as failed:
+        check_log(log.model_copy(update={"status": "error"}))
+    one_line(failed, "judge_validity")
+    (tmp_path / "none").mkdir()
+    assert read_logs(tmp_path / "none") == {}
+
+
+def test_a_sample_without_a_score_is_unscored_in_the_frames(read: dict[str, EvalLog]) -> None:
+    log = read["trait_steering/evil"].model_copy(deep=True)
+    for sample in log.samples or []:
+        sample.scores = None
+    steering = collect({"trait_steering/evil": log}, [], "stated").steering
+    assert set(steering["status"]) == {"unscored"}
+    assert all(math.isnan(value) for value in steering["trait_score"])
