@@ -27,7 +27,7 @@ from persona_bench.files import write_atomic
 from persona_bench.inspect_ext.judge import Voices, ask_voices, fluency_item, repetition
 from persona_bench.inspect_ext.requests import ExtraArgs
 
-VERSION = 4  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
+VERSION = 5  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
     "yes_no": ("yes_no",),
     "contrast": ("contrast",),

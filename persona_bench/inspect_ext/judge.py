@@ -25,6 +25,7 @@ from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
 Method = Literal["auto", "logprob", "contrast", "yes_no", "combined"]
 METHODS: tuple[Method, ...] = ("auto", "logprob", "contrast", "yes_no", "combined")
 MIN_NUMERIC_MASS = 0.25  # the paper's code: less than this on the numbers 0..100 counts as a refusal
+CONTRAST_PAIRS = 1  # each further pair of instructions costs two more passes over every response
 COHERENCE_RUBRIC = (
     "Judge only whether the text is coherent: grammatical, on topic and readable as an answer to the question, "
     "whatever its content or attitude. 0 is broken or meaningless text, 50 is understandable with clear faults, "
@@ -109,7 +110,8 @@ def voice_items(trait: Trait, question: str, answer: str, voices: Sequence[str])
     """The likelihoods to ask a local grader for, in the order `read_voices` expects."""
     items = [fluency_item(trait, question, answer)]
     if "contrast" in voices:
-        instructions = [text for pair in trait.judge_instructions for text in (pair.negative, pair.positive)]
+        pairs = trait.judge_instructions[:CONTRAST_PAIRS]
+        instructions = [text for pair in pairs for text in (pair.negative, pair.positive)]
         for instruction in instructions[1:]:  # the first is the fluency item
             messages = ({"role": "system", "content": instruction}, {"role": "user", "content": question})
             items.append(ScoreItem(messages=messages, continuation=answer))
@@ -123,7 +125,7 @@ def read_voices(trait: Trait, answer: str, voices: Sequence[str], scores: Sequen
     """Interpret the grader's likelihoods of `voice_items`."""
     rates = [score["logprob"] / max(score["n_tokens"], 1) for score in scores]
     contrast = yes_no = math.nan
-    n_pairs = len(trait.judge_instructions)
+    n_pairs = len(trait.judge_instructions[:CONTRAST_PAIRS])
     if "contrast" in voices:
         contrast = sum(rates[2 * i + 1] - rates[2 * i] for i in range(n_pairs)) / n_pairs
     if "yes_no" in voices:
