@@ -184,7 +184,7 @@ class _Run:
             for trait in self.traits:
                 if not load_labelled(trait.name) or not trait.judge_instructions:
                     raise RunError(
-                        f"trait {trait.name} has no labelled answers or judge_instructions, which a local grader needs; "
+                        f"trait {trait.name} lacks labelled answers or judge_instructions, which a local grader needs; "
                         "use one with logprobs, such as --grader openai/gpt-4.1-mini-2025-04-14"
                     )
             self.say(f"loading grader {self.grader.removeprefix('persona/')}")

@@ -22,25 +22,23 @@ from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, 
 from persona_bench.definitions.traits import LabelledAnswer, Trait, load_labelled, load_refusals, load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext import calibration
+from persona_bench.inspect_ext import voices as voice_module
 from persona_bench.inspect_ext.calibration import LOCAL_METHODS, Calibration, calibrated, fit, spoil
 from persona_bench.inspect_ext.judge import (
     COHERENCE_RUBRIC,
     METHODS,
     Judgement,
     Method,
-    Voices,
     expected_number,
     is_refusal,
     judge,
     mean_of_scored,
     n_scored,
-    read_voices,
-    repetition,
     rubric_prompt,
     trait_judge,
-    voice_items,
 )
 from persona_bench.inspect_ext.solvers import given_response
+from persona_bench.inspect_ext.voices import CONTRAST_PAIRS, Voices, read_voices, repetition, voice_items
 from tests.conftest import first_token, one_line
 
 EVIL = load_trait("evil")
@@ -311,7 +309,8 @@ def test_repetition_by_hand(text: str, share: float) -> None:
 # Local graders
 
 
-def test_voices_by_hand() -> None:
+def test_voices_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voice_module, "CONTRAST_PAIRS", 2)
     items = voice_items(EVIL, "Q?", "An answer.", LOCAL_METHODS["combined"])
     assert [item.messages[0]["content"] for item in items[:4]] == [
         text for pair in EVIL.judge_instructions for text in (pair.negative, pair.positive)
@@ -329,7 +328,7 @@ def test_voices_by_hand() -> None:
 def test_a_method_asks_only_what_it_needs(method: str) -> None:
     names = LOCAL_METHODS[method]
     items = voice_items(EVIL, "Q?", "An answer.", names)
-    assert len(items) == 1 + 3 * ("contrast" in names) + ("yes_no" in names)
+    assert len(items) == 1 + (2 * CONTRAST_PAIRS - 1) * ("contrast" in names) + ("yes_no" in names)
     scores: list[dict[str, Any]] = [{"n_tokens": 2, "logprob": -1.0, "alternatives": [-1.0, -2.0]}] * len(items)
     voices = read_voices(EVIL, "An answer.", names, scores)
     assert math.isnan(voices.contrast) == ("contrast" not in names)

@@ -24,8 +24,8 @@ from inspect_ai.model import GenerateConfig, Model
 from persona_bench.definitions.traits import LabelledAnswer, Trait, load_labelled
 from persona_bench.errors import RunError
 from persona_bench.files import write_atomic
-from persona_bench.inspect_ext.judge import Voices, ask_voices, fluency_item, repetition
 from persona_bench.inspect_ext.requests import ExtraArgs
+from persona_bench.inspect_ext.voices import Voices, ask_voices, fluency_item, repetition
 
 VERSION = 5  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
