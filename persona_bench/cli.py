@@ -135,6 +135,8 @@ def extract(
 
     if (trait is None) == (trait_file is None):
         raise DataError("give either --trait or --trait-file")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; give --out the name of a file, such as {out / 'vector.safetensors'}")
     name = trait if trait is not None else str(trait_file)
     settings = pipeline.Settings(
         model=model,

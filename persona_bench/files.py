@@ -110,3 +110,9 @@ def file_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | None =
         yield
     finally:
         os.close(descriptor)
+
+
+def model_folder(model: str) -> str:
+    """A model's name as one folder name, the same for everything that looks for a run's files."""
+    name = os.path.normpath(model).strip("/") if model.startswith((".", "/")) else model.strip("/")
+    return name.replace("/", "--").lstrip(".-") or "model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from persona_bench.definitions.presets import Preset, load_preset
 from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import ExtractionError, RunError
-from persona_bench.files import file_lock, write_atomic
+from persona_bench.files import file_lock, model_folder, write_atomic
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-0.5b"
+FILTERS = ("stated", "coded")  # as in vectors.extraction, which would import torch here
 NEED_VECTORS = frozenset(CORE_EVALS[2:])
 VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
 
@@ -59,6 +61,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         load_preset(self.preset)
+        if self.extraction_filter not in FILTERS:
+            raise RunError(f"unknown filter {self.extraction_filter!r}; choose from {', '.join(FILTERS)}")
         for name in self.traits:
             load_trait(name)
         unknown = [name for name in self.evals if name not in CORE_EVALS]
@@ -95,14 +99,14 @@ def model_spec(name: str) -> str:
     """An Inspect model name: local weights get the `persona/` provider, names with a known provider stay."""
     from persona_bench.models.assets import CATALOGUE
 
-    if name.startswith("persona/") or name in CATALOGUE or Path(name).expanduser().exists():
+    if name.startswith("persona/") or name in CATALOGUE or Path(os.path.expanduser(name)).exists():
         return name if name.startswith("persona/") else f"persona/{name}"
     return name
 
 
 def run_folder(settings: Settings, out: Path) -> Path:
     """Where a run's files are: OUT/<model>/<preset>."""
-    return out / settings.model.removeprefix("persona/").strip("/").replace("/", "--") / settings.preset
+    return out / model_folder(settings.model.removeprefix("persona/")) / settings.preset
 
 
 def finished(settings: Settings, out: Path) -> dict[str, Any] | None:
@@ -128,6 +132,10 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
     Raises:
         PersonaBenchError: anything a user can mend; nothing half-written is left.
     """
+    from persona_bench.models.loading import resolve
+
+    # Weights that cannot be had leave no folder behind.
+    resolve(model_spec(settings.model).removeprefix("persona/"))
     folder = run_folder(settings, out)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
@@ -170,6 +178,8 @@ class _Run:
     # -- weights -------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
+        from inspect_ai.model import get_model
+
         from persona_bench.models.loading import load
         from persona_bench.models.worker import WORKER
 
@@ -191,6 +201,13 @@ class _Run:
             grader = load(self.grader.removeprefix("persona/"))
             if grader.weights_hash == self.loaded.weights_hash:
                 self.record.warnings.append("the grader is the model under test: it judges itself")
+            return
+        try:
+            get_model(self.grader)
+        except Exception as error:
+            # Inspect and its providers raise errors of their own for an unknown name, a missing package or key.
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(f"grader {self.grader} cannot be used: {first}") from error
 
     # -- evals ---------------------------------------------------------------------------------------------------
 

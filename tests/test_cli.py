@@ -107,7 +107,6 @@ def test_an_unknown_name_is_refused(here: Path, arguments: tuple[str, ...], part
     refused(here, arguments, part)
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown filter passes for `coded`")
 @pytest.mark.parametrize("rule", ["strict", "Coded"])
 def test_an_unknown_filter_is_refused(rule: str) -> None:
     with pytest.raises(RunError):
@@ -301,7 +300,6 @@ sys.exit("no error")
 """
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors raises an error of its own, no OSError, when a write fails")
 def test_a_vector_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
@@ -334,7 +332,6 @@ def test_a_judge_that_cannot_judge_makes_no_vector(here: Path, folder: Path) -> 
     assert {Path(name).parts[0] for name in left(here)} == {"v-elicitation"}
 
 
-@pytest.mark.xfail(strict=True, reason="Inspect's own errors of a model name get through")
 @pytest.mark.parametrize("grader", ["gpt9", "nobody/gpt9"])
 def test_an_unknown_grader_is_refused(here: Path, folder: Path, grader: str) -> None:
     refused(
@@ -345,14 +342,14 @@ def test_an_unknown_grader_is_refused(here: Path, folder: Path, grader: str) -> 
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param("./tiny", marks=pytest.mark.xfail(strict=True, reason="two rules for one folder name")),
+        "./tiny",
         "/models/tiny/",
         "persona/smollm2-135m",
         "org/tiny",
     ],
 )
 def test_a_run_and_an_eval_look_for_vectors_in_one_folder(model: str) -> None:
-    from persona_bench.inspect_ext.cells import model_folder
+    from persona_bench.files import model_folder
 
     run_folder = pipeline.run_folder(pipeline.Settings(model=model), Path("results"))
     name = pipeline.model_spec(model).removeprefix("persona/")

@@ -275,12 +275,10 @@ def test_numbers_of_the_command_line() -> None:
     assert numbers(parse_cli_args(("layers=12",))["layers"], ()) == (12.0,)
 
 
-@pytest.mark.xfail(strict=True, reason="Inspect hands a comma-separated -T on as a list")
 def test_numbers_of_a_comma_separated_argument() -> None:
     assert numbers(parse_cli_args(("layers=12,18",))["layers"], ()) == (12.0, 18.0)
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError gets through")
 def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(PersonaBenchError) as error:
         numbers("many", ())

@@ -127,7 +127,9 @@ def test_scores_are_the_same_with_and_without_a_shared_prefix(
 ) -> None:
     def scored(shared: bool) -> list[Row]:
         return [
-            Row(row.prompt, result.tokens or (5,), alternatives=(3, 4), shared_prefix=row.shared_prefix if shared else 0)
+            Row(
+                row.prompt, result.tokens or (5,), alternatives=(3, 4), shared_prefix=row.shared_prefix if shared else 0
+            )
             for row, result in zip(rows, alone, strict=True)
         ]
 

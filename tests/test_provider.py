@@ -180,7 +180,6 @@ def test_prompt_logprobs_agree_with_transformers(folder: Path) -> None:
     assert output.completion == ask(folder).completion
 
 
-@pytest.mark.xfail(strict=True, reason="steering at the response reaches every prompt token of prompt_logprobs")
 def test_steering_the_response_leaves_the_prompts_logprobs(folder: Path, vector: PersonaVector) -> None:
     free = prompt_logprobs(ask(folder, prompt_logprobs=1))
     body = extra(apply_steering_vectors=[named(vector)])
@@ -370,7 +369,7 @@ def test_scores_are_the_engines(folder: Path, vector: PersonaVector) -> None:
         {"messages": ASKED, "continuation": "It is water."},
         {"messages": [{"role": "system", "content": "Be brief."}, *ASKED], "continuation": "Water."},
         {"messages": ASKED, "alternatives": ["Yes", "No"]},
-        {"text": "Question: a? Answer:", "continuation": " b", "alternatives": [" c", " d"]},
+        {"text": "Question: a? Answer:", "continuation": " b", "alternatives": ["c", "d"]},
         {"text": "Question: a? Answer:", "continuation": " b", "shared": 10},
     ]
     prompts = [
@@ -397,7 +396,6 @@ def test_scores_are_the_engines(folder: Path, vector: PersonaVector) -> None:
             np.testing.assert_allclose(score["alternatives"], expected.alternative_logprobs, atol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="an empty alternative has no first token: IndexError")
 def test_an_empty_alternative_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError) as error:
         ask(folder, extra_body=extra(score=[{"messages": ASKED, "alternatives": ["Yes", ""]}]))
@@ -445,7 +443,6 @@ def test_unknown_model_arguments_are_refused(folder: Path, args: dict[str, Any],
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
-@pytest.mark.xfail(strict=True, reason="torch's own errors of a device get through")
 def test_an_unknown_device_is_refused(folder: Path, device: str) -> None:
     with pytest.raises(ModelError) as error:
         model(folder, device=device)
@@ -473,7 +470,6 @@ def test_an_unknown_name_is_refused(own_cache: Path, tmp_path: Path, monkeypatch
     assert not own_cache.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="RuntimeError of Path.expanduser gets through")
 def test_the_home_of_nobody_is_refused(own_cache: Path) -> None:
     refused("~none/x", "~none/x")
 
@@ -512,10 +508,6 @@ def drop_layer(folder: Path) -> None:
     save_file(held, file, metadata={"format": "pt"})
 
 
-def gets_through(how: Any, reason: str) -> Any:
-    return pytest.param(how, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -526,10 +518,10 @@ def gets_through(how: Any, reason: str) -> Any:
         write("config.json", "{}"),
         write("tokenizer.json", "{"),
         configure(model_type="none-such"),
-        gets_through(write("model.safetensors", b"garbage" * 50), "SafetensorError gets through"),
-        gets_through(cut, "SafetensorError gets through"),
-        gets_through(configure(hidden_size=64), "RuntimeError of the shapes gets through"),
-        gets_through(drop_layer, "missing weights are drawn at random in silence"),
+        write("model.safetensors", b"garbage" * 50),
+        cut,
+        configure(hidden_size=64),
+        drop_layer,
     ],
 )
 def test_a_broken_folder_is_refused(folder: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
@@ -571,7 +563,7 @@ def test_a_folders_own_code_is_not_run(folder: Path, tmp_path: Path) -> None:
     [
         b"",
         b"garbage" * 100,
-        gets_through(b"GGUF", "struct.error gets through"),
+        b"GGUF",
         b"GGUF\x03\x00\x00\x00" + b"\xff" * 64,
     ],
 )
@@ -641,3 +633,16 @@ def test_a_failed_request_leaves_the_engine_working(folder: Path, vector: Person
     first, error, second = asyncio.run(mixed())
     assert isinstance(error, VectorError)
     assert first.completion == ask(folder).completion and second.completion == ask(folder, seed=1).completion
+
+
+def test_alternatives_that_begin_alike_are_told_apart_by_the_next_token(folder: Path) -> None:
+    item = {"text": "Question: a? Answer:", "alternatives": [" c", " d"]}
+    plain = {"text": "Question: a? Answer: ", "alternatives": ["c", "d"]}
+    first, second = (ask(folder, extra_body=extra(score=[one])).metadata for one in (item, plain))
+    assert first is not None and second is not None
+    assert first["scores"][0]["alternatives"] == second["scores"][0]["alternatives"]
+
+
+def test_identical_alternatives_are_refused(folder: Path) -> None:
+    with pytest.raises(ModelError):
+        ask(folder, extra_body=extra(score=[{"messages": ASKED, "alternatives": ["Yes", "Yes"]}]))

@@ -120,9 +120,9 @@ def test_a_missing_part_of_the_released_format_is_named(tmp_path: Path, part: st
         {"name": "../../etc"},
         {"name": ""},
         {"positive_name": ""},
-        pytest.param({"negative_name": ""}, marks=pytest.mark.xfail(strict=True, reason="system_prompt then fails")),
+        {"negative_name": ""},
         {"ladder": 3},
-        pytest.param({"ladder": []}, marks=pytest.mark.xfail(strict=True, reason="monitoring then has no samples")),
+        {"ladder": []},
         {"shots": {"positive": []}},
     ],
 )

@@ -46,7 +46,7 @@ def test_every_claim_has_a_rule_and_a_value_or_not_found():
 
 
 def test_columns(claims):
-    assert list(claims.columns) == [*FIRST_COLUMNS, "p_holm", "log"]
+    assert list(claims.columns) == [*FIRST_COLUMNS, "p_holm", "log", "warning"]
     assert set(claims["verdict"]) <= set(vd.VERDICTS) and len(claims) == len(CLAIMS)
 
 

@@ -63,14 +63,14 @@ class Trait(_Part):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     positive_name: str = Field(min_length=1)
-    negative_name: str = "helpful"
+    negative_name: str = Field(default="helpful", min_length=1)
     description: str = Field(min_length=1)
     instructions: tuple[InstructionPair, ...] = Field(min_length=1)
     judge_instructions: tuple[InstructionPair, ...] = ()
     extraction_questions: tuple[str, ...] = Field(min_length=1)
     evaluation_questions: tuple[str, ...] = Field(min_length=1)
     rubric: str = Field(min_length=1)
-    ladder: tuple[str, ...] | None = None
+    ladder: tuple[str, ...] | None = Field(default=None, min_length=2)
     shots: Shots | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 

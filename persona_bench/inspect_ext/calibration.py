@@ -2,9 +2,8 @@
 
 For each grader and trait, one half of the labelled answers calibrates: it fits the map to 0..100 and chooses the
 method; the other half is never looked at here (`judge_validity` reports on it). Logistic regression maps standardised
-voices to the probability that the level is 50 or more, both classes weighing the same: a score of 50 is the boundary
-between showing the trait and not, whatever mixture of levels the labelled answers hold. Coherence is fitted on the
-same answers against scrambled and looping copies of them.
+voices to the level, so that a score estimates how strongly the trait shows; a weak voice then stays near the middle.
+Coherence is fitted on the same answers against scrambled and looping copies of them.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -27,7 +27,9 @@ from persona_bench.files import write_atomic
 from persona_bench.inspect_ext.requests import ExtraArgs
 from persona_bench.inspect_ext.voices import Voices, ask_voices, fluency_item, repetition
 
-VERSION = 5  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
+logger = logging.getLogger(__name__)
+
+VERSION = 6  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
 LOCAL_METHODS: dict[str, tuple[str, ...]] = {
     "yes_no": ("yes_no",),
     "contrast": ("contrast",),
@@ -133,9 +135,13 @@ def _read(key: str) -> Calibration | None:
     path = _path(key)
     if not path.exists():
         return None
-    data = json.loads(path.read_text())
-    fits = {name: Fit(**values) for name, values in data["fits"].items()}
-    return Calibration(**{**data, "fits": fits, "coherence_fit": Fit(**data["coherence_fit"])})
+    try:
+        data = json.loads(path.read_text())
+        fits = {name: Fit(**values) for name, values in data["fits"].items()}
+        return Calibration(**{**data, "fits": fits, "coherence_fit": Fit(**data["coherence_fit"])})
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("The kept calibration %s is broken (%s); making it anew.", path, error)
+        return None
 
 
 async def _make(
@@ -185,36 +191,37 @@ def fit(
         voices: what the grader said of each.
         broken: what it said of incoherent copies.
     """
-    shows = np.array([item.level >= 50 for item in labelled])
+    levels = np.array([item.level / 100 for item in labelled])
     questions = np.array([item.question for item in labelled])
     fits, auroc = {}, {}
     for method, names in LOCAL_METHODS.items():
         x = np.array([[getattr(item, name) for name in names] for item in voices])
-        fits[method] = _logistic(x, shows)
-        held_out = np.empty(len(shows))
+        fits[method] = _logistic(x, levels)
+        held_out = np.empty(len(levels))
         for question in np.unique(questions):
             out = questions == question
-            without = _logistic(x[~out], shows[~out])
+            without = _logistic(x[~out], levels[~out])
             held_out[out] = [without(row) for row in x[out]]
-        auroc[method] = _auroc(held_out, shows)
+        auroc[method] = _auroc(held_out, levels >= 0.5)
     # Of methods that separate alike, the first listed is the cheapest.
     best = max(auroc.values())
     method = next(name for name in LOCAL_METHODS if auroc[name] >= best - 0.01)
     good = [item for item, answer in zip(voices, labelled, strict=True) if answer.kind != "incoherent"]
     everything = [*good, *broken]
     x = np.array([[item.fluency, item.repetition] for item in everything])
-    coherent = np.array([True] * len(good) + [False] * len(broken))
+    coherent = np.array([1.0] * len(good) + [0.0] * len(broken))
     return Calibration(grader, trait, method, auroc, fits, _logistic(x, coherent), len(labelled))
 
 
-def _logistic(x: np.ndarray, positive: np.ndarray) -> Fit:
-    """Logistic regression on standardised columns, L2 penalty 1, both classes weighing the same."""
+def _logistic(x: np.ndarray, levels: np.ndarray) -> Fit:
+    """Logistic regression on standardised columns, L2 penalty 1; level p counts p as a yes and 1 - p as a no."""
     from sklearn.linear_model import LogisticRegression
 
     means, scales = x.mean(0), x.std(0)
     scales = np.where(scales > 0, scales, 1.0)
-    model = LogisticRegression(C=1.0, class_weight="balanced")
-    model.fit((x - means) / scales, positive)
+    z = (x - means) / scales
+    model = LogisticRegression(C=1.0)
+    model.fit(np.vstack([z, z]), np.repeat([1, 0], len(levels)), sample_weight=np.concatenate([levels, 1 - levels]))
     return Fit(
         tuple(float(v) for v in means),
         tuple(float(v) for v in scales),

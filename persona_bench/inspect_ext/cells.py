@@ -10,7 +10,8 @@ from typing import Any
 from inspect_ai.model import get_model
 
 from persona_bench.definitions.presets import Preset
-from persona_bench.errors import VectorError
+from persona_bench.errors import RunError, VectorError
+from persona_bench.files import model_folder
 from persona_bench.inspect_ext.requests import ExtraArgs, SteeringRequest
 from persona_bench.vectors.vector import PersonaVector
 
@@ -87,11 +88,6 @@ def find_vector(path: str, trait: str, preset: str, sha256: str = "") -> VectorF
     return VectorFile(file, PersonaVector.load(file))
 
 
-def model_folder(model: str) -> str:
-    """A model's name as one folder name."""
-    return model.strip("/").replace("/", "--").lstrip(".") or "model"
-
-
 def sweep(
     file: VectorFile, layers: Sequence[int], doses: Sequence[float], random_vectors: int, control_layers: Sequence[int]
 ) -> list[Cell]:
@@ -119,9 +115,19 @@ def sweep(
     return cells
 
 
-def numbers(given: str, default: Sequence[float]) -> tuple[float, ...]:
-    """A comma-separated list from the command line, or the default."""
-    return tuple(float(item) for item in str(given).split(",")) if str(given).strip() else tuple(default)
+def numbers(given: str | float | Sequence[Any], default: Sequence[float]) -> tuple[float, ...]:
+    """A comma-separated list from the command line (Inspect may have parsed it already), or the default.
+
+    Raises:
+        RunError: something in it is not a number.
+    """
+    items = str(given).split(",") if isinstance(given, str | int | float) else list(given)
+    if not items or items == [""]:
+        return tuple(default)
+    try:
+        return tuple(float(item) for item in items)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{given!r} is no comma-separated list of numbers") from error
 
 
 def half(question_id: int) -> str:
@@ -129,6 +135,13 @@ def half(question_id: int) -> str:
     return "select" if question_id % 2 == 0 else "report"
 
 
-def preset_layers(preset: Preset, file: VectorFile, given: str) -> tuple[int, ...]:
-    """The swept layers: those given, or the preset's fractions of the depth."""
-    return tuple(int(item) for item in numbers(given, preset.layers(file.vector.n_layers)))
+def preset_layers(preset: Preset, file: VectorFile, given: str | float | Sequence[Any]) -> tuple[int, ...]:
+    """The swept layers: those given, or the preset's fractions of the depth.
+
+    Raises:
+        RunError: a layer is not a whole number.
+    """
+    layers = numbers(given, preset.layers(file.vector.n_layers))
+    if any(layer != int(layer) for layer in layers):
+        raise RunError(f"{given!r}: layers are whole numbers from 1 to {file.vector.n_layers}")
+    return tuple(int(layer) for layer in layers)

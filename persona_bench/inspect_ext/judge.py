@@ -16,6 +16,7 @@ from typing import Literal, cast
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState
+from inspect_ai.util import LimitExceededError
 
 from persona_bench.definitions.traits import Trait, load_refusals, load_trait
 from persona_bench.errors import RunError
@@ -141,7 +142,7 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
         if local:
             return await judge_locally(grader, trait, question, answer, method)
         return await judge_by_logprobs(grader, trait, question, answer)
-    except RunError:
+    except (RunError, LimitExceededError):
         raise
     except Exception as error:
         # Providers raise errors of their own; each becomes a counted outcome that carries its text.

@@ -151,8 +151,9 @@ class PersonaAPI(ModelAPI):
         n = config.num_choices or 1
         rows = [row] if n == 1 else [_reseed(row, index) for index in range(n)]
         if config.prompt_logprobs is not None:
-            # The prompt itself as the continuation of its first token.
-            rows.append(Row(prompt[:1], prompt[1:], interventions=interventions))
+            # The prompt itself as the continuation of its first token: what acts on the prompt acts on all of it.
+            on_prompt = tuple(replace(item, positions="all") for item in interventions if item.touches_prompt)
+            rows.append(Row(prompt[:1], prompt[1:], interventions=on_prompt))
         results = await _results(rows, self)
         prompt_logprobs = _prompt_logprobs(self, prompt, results.pop()) if config.prompt_logprobs is not None else None
         choices = [self._choice(result, config, prompt_logprobs) for result in results]
@@ -231,10 +232,17 @@ class PersonaAPI(ModelAPI):
             if item.shared:
                 head = tuple(tokenizer(item.text[: item.shared])["input_ids"])
                 shared = _common(head, prompt)
+        options = [response_ids(tokenizer, text) for text in item.alternatives]
+        lead = _lead(options)
+        if any(len(option) == lead for option in options) or (lead and item.continuation):
+            raise ModelError(f"alternatives {item.alternatives} do not differ in one token here; reword them")
+        if lead:  # alternatives that begin alike, as " A" and " B" may, are told apart by the token after that
+            prompt += options[0][:lead]
+        firsts = tuple(option[lead] for option in options)
         return Row(
             prompt,
             response_ids(tokenizer, item.continuation) if item.continuation else (),
-            alternatives=tuple(response_ids(tokenizer, text)[0] for text in item.alternatives),
+            alternatives=firsts,
             interventions=interventions,
             shared_prefix=shared,
         )
@@ -325,6 +333,11 @@ def _report(projections: Projections, request: ProjectionRequest) -> dict[str, d
                 values["per_token"] = [float(value) for value in projections.per_token[:, index, layer]]
             out[name][str(layer)] = values
     return out
+
+
+def _lead(options: list[tuple[int, ...]]) -> int:
+    """How many leading tokens several options share."""
+    return min((_common(options[0], other) for other in options[1:]), default=0)
 
 
 def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:

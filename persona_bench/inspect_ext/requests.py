@@ -87,6 +87,8 @@ class ScoreItem(_Request):
             raise ValueError("give either messages or text")
         if not self.continuation and not self.alternatives:
             raise ValueError("give a continuation or alternatives")
+        if not all(self.alternatives):
+            raise ValueError("alternatives must not be empty")
         return self
 
 

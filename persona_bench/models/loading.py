@@ -134,6 +134,22 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
+def as_device(name: str | None) -> torch.device:
+    """A device by name that can be computed on, or the default.
+
+    Raises:
+        ModelError: for an unknown or absent device.
+    """
+    if name in (None, "auto"):
+        return default_device()
+    try:
+        device = torch.device(str(name))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; use cpu or auto") from error
+    return device
+
+
 def as_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """A dtype by name, or the default of the device.
 
@@ -164,7 +180,7 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, revi
         ModelError: unknown name, unknown architecture, broken folder.
         AssetError: weights that cannot be fetched.
     """
-    where = default_device() if device in (None, "auto") else torch.device(str(device))
+    where = as_device(device)
     kind = as_dtype(dtype, where)
     with _loading:
         path, source = resolve(name, revision)
@@ -179,7 +195,7 @@ def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
     if isinstance(assets.CATALOGUE.get(name), assets.WeightsAsset):
         folder = assets.fetch_weights(name, progress=logger.info)
         return folder, str(json.loads((folder / "source.json").read_text())["source"])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises for an unknown user
     if path.is_file() and path.suffix == ".gguf":
         return path.resolve(), "gguf"
     if path.is_dir():
@@ -216,27 +232,37 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
 
 
 def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
 
     register()
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder, extra = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
-    model: Any
+    where = path.parent if path.is_file() else path
+    gguf: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    # Packed GGUF blocks are no matrices to read rows from: the engine needs plain weights.
+    plain = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {"use_safetensors": True}
     try:
         # A stranger's folder is data: neither its code nor its pickles are run.
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
             trust_remote_code=False,
-            use_safetensors=None if path.is_file() else True,
             local_files_only=True,
-            **extra,
+            output_loading_info=True,
+            **gguf,
+            **plain,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"cannot load {name} from {path}: {str(error).splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False, **gguf)
+    except Exception as error:
+        # Broken files make transformers, safetensors, gguf and torch raise errors of their own kinds.
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"cannot load {name} from {path}: {first}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks {len(missing)} of the model's weights, the first {missing[0]}; fetch the folder again"
+        )
     if device.type == "cpu":
         _reuse_large_blocks()
         _into_huge_pages(model)

@@ -122,7 +122,7 @@ class PersonaVector:
         Raises:
             DataError: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"direction.{name}": value.contiguous() for name, value in self.directions.items()}
         tensors["residual_norms"] = self.residual_norms.contiguous()
@@ -133,7 +133,7 @@ class PersonaVector:
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+            temporary.write_bytes(save(tensors, metadata=header))
 
     @classmethod
     def load(cls, path: Path) -> PersonaVector:
