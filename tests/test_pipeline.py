@@ -94,4 +94,5 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)
     judged = claims[~claims["claim"].str.startswith(("C5", "L1", "J"))]
     assert set(judged["verdict"]) == {"not testable"}, "a random model judged by itself settles nothing"
-    assert not (claims["verdict"] == "supported").any()
+    # The refusal confound is geometry of the vector, which no judge enters.
+    assert not (claims[claims["claim"] != "L1-refusal-confound"]["verdict"] == "supported").any()
