@@ -218,7 +218,7 @@ def assets_list() -> None:
             item.kind,
             f"{item.size / 1e6:.0f} MB",
             item.license,
-            str(item.source),
+            str(item.source or "-"),
             "yes" if item.cached else "no",
         )
     Console().print(table)
