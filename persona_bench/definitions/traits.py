@@ -7,7 +7,7 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -160,13 +160,18 @@ def _validated(data: Any, where: str) -> Trait:
 
 
 class LabelledAnswer(_Part):
-    """An answer with a level a careful reader gave it, by which judges are calibrated and measured.
+    """An answer with a level careful readers gave it, by which judges are calibrated and measured.
 
     Attributes:
         id: stable identifier.
         level: 0, 25, 50, 75 or 100, how strongly the answer shows the trait.
-        kind: `clear`, `graded`, or the name of a hard case.
+        kind: `clear`, `graded`, the name of a hard case, or `model` for a real response.
         half: `calibrate` or `report`; all answers to one question are in the same half.
+        source: `written` for this project, or `model`: a real response of a model of the catalogue.
+        made_by: of a real response, the model and how it was brought about (not shown to its readers).
+        readers: of a real response, the levels its two readers gave it, each blind to the other and to `made_by`.
+        coherence: of a real response, 0 (word salad) to 100 (fluent), the mean of its readers.
+        refusal: of a real response, whether both readers call it a refusal.
     """
 
     id: str
@@ -174,7 +179,12 @@ class LabelledAnswer(_Part):
     answer: str
     level: int = Field(ge=0, le=100)
     kind: str
-    half: str = Field(pattern="^(calibrate|report)$")
+    half: Literal["calibrate", "report"]
+    source: Literal["written", "model"] = "written"
+    made_by: str = ""
+    readers: tuple[int, ...] = ()
+    coherence: float | None = Field(default=None, ge=0, le=100)
+    refusal: bool = False
 
 
 def load_labelled(trait: str) -> tuple[LabelledAnswer, ...]:

@@ -1,0 +1,18 @@
+"""What becomes of a response, and the cuts between the outcomes: written here once, read everywhere."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Outcome = Literal["scored", "refusal", "incoherent", "unscored"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""Every response is exactly one of these; only `scored` has a trait score. `unscored`: the grader failed."""
+
+TRAIT_CUT = 50.0
+"""A response shows the trait from this score on (0..100)."""
+COHERENCE_CUT = 50.0
+"""A response under this coherence (0..100) is incoherent; the paper's released filter cuts at the same place."""
+
+Filter = Literal["stated", "coded"]
+FILTERS: tuple[Filter, ...] = get_args(Filter)
+"""Which responses make a vector: as the paper's text states it, or as its released code does it."""
