@@ -1,12 +1,14 @@
-"""Atomic writes and file locks: a file is there whole or not at all, and two processes never write it at once."""
+"""Files: written whole or not at all, by one process at a time, and read a line at a time."""
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from persona_bench.errors import DataError
 
@@ -116,3 +118,28 @@ def model_folder(model: str) -> str:
     """A model's name as one folder name, the same for everything that looks for a run's files."""
     name = os.path.normpath(model).strip("/") if model.startswith((".", "/")) else model.strip("/")
     return name.replace("/", "--").lstrip(".-") or "model"
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers (from 1), one at a time; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a line is not a JSON object.
+    """
+    empty = True
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                empty = False
+                item = json.loads(line)
+                if not isinstance(item, dict):
+                    raise DataError(f"{path}, line {number}: expected a JSON object")
+                yield number, item
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); one JSON object a line is expected") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if empty:
+        raise DataError(f"{path} is empty; one JSON object a line is expected")

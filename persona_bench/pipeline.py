@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_bench.definitions.outcomes import FILTERS
 from persona_bench.definitions.presets import Preset, load_preset
-from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.definitions.traits import Trait, load_labelled, load_trait
 from persona_bench.errors import ExtractionError, RunError
 from persona_bench.files import file_lock, model_folder, write_atomic
 
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
 DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_GRADER = "qwen2.5-coder-0.5b"
-FILTERS = ("stated", "coded")  # as in vectors.extraction, which would import torch here
+DEFAULT_GRADER = "qwen2.5-coder-1.5b"
 NEED_VECTORS = frozenset(CORE_EVALS[2:])
 VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
 
@@ -45,7 +46,8 @@ class Settings:
         model: the model under test, as `loading.load` takes it.
         preset: quick, standard or paper.
         traits: names of traits.
-        grader: an Inspect model, or local weights by the names `loading.load` takes.
+        grader: an Inspect model, or local weights by the names `loading.load` takes; several, comma-separated, are a
+            panel.
         evals: which evals.
         seed: of sampling, subsets and resampling.
         extraction_filter: stated or coded.
@@ -147,6 +149,7 @@ def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> Person
     """Elicit, judge and extract one trait's vector into a file of its own; logs go to `folder`."""
     work = _Run(settings, folder, say)
     work.load()
+    work.validate_judge()
     work.elicit()
     vectors = work.extract({settings.traits[0]: out.resolve()})
     if not vectors:
@@ -164,7 +167,9 @@ class _Run:
     def go(self) -> dict[str, Any]:
         with self.record.timed("load"):
             self.load()
-        with self.record.timed("elicit and judge"):
+        with self.record.timed("judge"):
+            self.validate_judge()
+        with self.record.timed("elicit"):
             self.elicit()
         with self.record.timed("extract"):
             vectors = self.extract()
@@ -178,8 +183,7 @@ class _Run:
     # -- weights -------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        from inspect_ai.model import get_model
-
+        from persona_bench.inspect_ext.judging import open_graders
         from persona_bench.models.loading import load
         from persona_bench.models.worker import WORKER
 
@@ -189,25 +193,24 @@ class _Run:
         self.loaded = load(name)
         self.engine = WORKER.engine(self.loaded)
         self.model = f"persona/{name}"
-        self.grader = model_spec(self.settings.grader)
-        if self.grader.startswith("persona/"):
-            for trait in self.traits:
-                if not load_labelled(trait.name) or not trait.judge_instructions:
-                    raise RunError(
-                        f"trait {trait.name} lacks labelled answers or judge_instructions, which a local grader needs; "
-                        "use one with logprobs, such as --grader openai/gpt-4.1-mini-2025-04-14"
-                    )
-            self.say(f"loading grader {self.grader.removeprefix('persona/')}")
-            grader = load(self.grader.removeprefix("persona/"))
-            if grader.weights_hash == self.loaded.weights_hash:
-                self.record.warnings.append("the grader is the model under test: it judges itself")
-            return
-        try:
-            get_model(self.grader)
-        except Exception as error:
-            # Inspect and its providers raise errors of their own for an unknown name, a missing package or key.
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise RunError(f"grader {self.grader} cannot be used: {first}") from error
+        self.graders = [model_spec(name.strip()) for name in self.settings.grader.split(",") if name.strip()]
+        open_graders([spec for spec in self.graders if not spec.startswith("persona/")])
+        for spec in self.graders:
+            if spec.startswith("persona/"):
+                self._load_grader(spec.removeprefix("persona/"))
+
+    def _load_grader(self, name: str) -> None:
+        from persona_bench.models.loading import load
+
+        for trait in self.traits:
+            if not load_labelled(trait.name):
+                raise RunError(
+                    f"trait {trait.name} has no labelled answers, which a local grader needs; use one with logprobs, "
+                    "such as --grader openai/gpt-4.1-mini-2025-04-14"
+                )
+        self.say(f"loading grader {name}")
+        if load(name).weights_hash == self.loaded.weights_hash:
+            self.record.warnings.append("the grader is the model under test: it judges itself")
 
     # -- evals ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +230,7 @@ class _Run:
             list(tasks),
             log_dir=str(self.folder / "logs" / stage),
             model=self.model,
-            model_roles={"grader": self.grader},
+            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]},
             max_tasks=len(tasks),
             max_connections=2 * self.engine.max_batch,
             max_samples=2 * self.engine.max_batch,
@@ -242,13 +245,82 @@ class _Run:
         if not success:
             raise RunError(f"{stage} did not finish; run the same command again to go on")
 
-    def elicit(self) -> None:
+    def validate_judge(self) -> None:
+        """Calibrate local graders, judge the labelled answers, and say which traits the judge may decide about."""
         from evals.judge_validity import judge_validity
+
+        self._announce_calls()
+        asyncio.run(self._calibrate())
+        if not self._wants("judge_validity"):
+            return
+        self._eval_set("judge", [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)])
+        gate = self._gate()
+        for trait, found in gate.items():
+            self.say(
+                f"judge of {trait}: {found['method']}, AUROC {found['auroc']:.2f} ({found['auroc_low']:.2f} to "
+                f"{found['auroc_high']:.2f}), balanced accuracy {found['balanced_accuracy']:.2f}: "
+                + ("passes the gate" if found["passes"] else "fails the gate, so its claims cannot be tested")
+            )
+        write_atomic(self.folder / "judge.json", json.dumps(gate, indent=1, sort_keys=True) + "\n")
+
+    def _gate(self) -> dict[str, dict[str, Any]]:
+        """Trait -> the grader and method in use, how well they do on the report half, and whether that passes."""
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables
+
+        samples = collect(self._logs(), [], self._filter)
+        methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
+        table = build_tables(samples, seed=self.settings.seed, judge_methods=methods)["judge"]
+        chosen = table[table["chosen"].astype(bool) & (table["half"] == "report")]
+        keep = [name for name in chosen.columns if name not in ("trait", "chosen", "warning", "source", "half")]
+        return {row["trait"]: {name: row[name] for name in keep} for row in chosen.to_dict("records")}
+
+    async def _calibrate(self) -> None:
+        from persona_bench.inspect_ext.calibration import calibrated
+        from persona_bench.inspect_ext.judging import open_graders
+
+        for grader in open_graders([spec for spec in self.graders if spec.startswith("persona/")]):
+            for trait in self.traits:
+                await calibrated(grader, trait, progress=self.say)
+
+    def _announce_calls(self) -> None:
+        """What a grader that is asked over the network will be asked, before the first call."""
+        from persona_bench.inspect_ext.graders import planned_calls
+
+        asked = [spec for spec in self.graders if not spec.startswith(("persona/", "mockllm/"))]
+        for spec in asked:
+            plans = [
+                planned_calls("logprob", responses, self.preset.max_tokens, trait)
+                for trait in self.traits
+                for responses in [self._planned_responses(trait)]
+            ]
+            calls, tokens = (sum(column) for column in zip(*plans, strict=True))
+            self.say(
+                f"grader {spec}: at most {calls:,} calls with about {tokens:,} input tokens (three times the calls "
+                "where it gives no logprobs); identical responses are judged once"
+            )
+
+    def _planned_responses(self, trait: Trait) -> int:
+        """How many responses the run will have judged for a trait, at most."""
+        from persona_bench.inspect_ext.cells import plan
+
+        sizes = self.preset
+        n = sum(item.half == "report" for item in load_labelled(trait.name)) if self._wants("judge_validity") else 0
+        n += min(sizes.extraction_questions, len(trait.extraction_questions)) * (
+            2 * len(trait.instructions) * sizes.extraction_rollouts
+        )
+        questions = min(sizes.evaluation_questions, len(trait.evaluation_questions))
+        if self._wants("trait_steering"):
+            cells = 1 + len(plan(sizes.layers(self.loaded.n_layers), sizes.doses, sizes.random_vectors))
+            n += questions * cells * sizes.steering_rollouts
+        if self._wants("trait_monitoring") and trait.ladder is not None:
+            n += questions * len(trait.ladder) * sizes.monitoring_rollouts
+        return n
+
+    def elicit(self) -> None:
         from evals.trait_elicitation import trait_elicitation
 
         tasks: list[Task] = []
-        if self._wants("judge_validity"):
-            tasks += [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)]
         if self._wants("trait_elicitation") or NEED_VECTORS & set(self.settings.evals):
             tasks += [
                 trait_elicitation(trait=name, preset=self.settings.preset, seed=self.settings.seed)
@@ -348,7 +420,11 @@ class _Run:
                     rollouts(log),
                     rule=self._filter,
                     seed=self.settings.seed,
-                    provenance={"log_ids": [log.eval.eval_id], "grader": self.grader, "preset": self.settings.preset},
+                    provenance={
+                        "log_ids": [log.eval.eval_id],
+                        "grader": self.settings.grader,
+                        "preset": self.settings.preset,
+                    },
                 )
             except ExtractionError as error:
                 self.record.warnings.append(str(error))

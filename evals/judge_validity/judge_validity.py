@@ -32,6 +32,7 @@ def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
                 "kind": item.kind,
                 "half": item.half,
                 "question_id": item.question,
+                "source": item.source,
             },
         )
         for item in labelled

@@ -36,7 +36,7 @@ def trait_steering(
     sizes, loaded = load_preset(preset), load_trait(trait)
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)
-    cells = sweep(file, swept, numbers(doses, sizes.doses), sizes.random_vectors, swept[len(swept) // 2 :][:1])
+    cells = sweep(file, swept, numbers(doses, sizes.doses), sizes.random_vectors)
     samples = [
         Sample(
             id=f"q{question_id}-{cell.id}",

@@ -11,8 +11,9 @@ import pandas as pd
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
-from persona_bench.vectors.extraction import Filter, Rollout, drop_reasons
+from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
 
 CELL = ("vector", "layer", "coefficient", "relative_dose")
@@ -67,6 +68,7 @@ def rollouts(log: EvalLog) -> list[Rollout]:
     out = []
     for sample in log.samples or []:
         judged = _judged(sample)
+        said = judged["raw_trait"] if judged["status"] == "incoherent" else judged["trait_score"]
         out.append(
             Rollout(
                 side=sample.metadata["side"],
@@ -76,7 +78,7 @@ def rollouts(log: EvalLog) -> list[Rollout]:
                 messages=tuple((message.role, message.text) for message in _input(sample)),
                 response=sample.output.completion,
                 status=judged["status"],
-                trait_score=judged["trait_score"],
+                trait_score=said,
                 coherence=judged["coherence"],
             )
         )
@@ -145,7 +147,8 @@ def _input(sample: EvalSample) -> Iterable[Any]:
 def _judged(sample: EvalSample) -> dict[str, Any]:
     score = (sample.scores or {}).get("trait_judge")
     if score is None:
-        return {"status": "unscored", "trait_score": math.nan, "coherence": math.nan, "method": ""}
+        missing = dict.fromkeys(("trait_score", "coherence", "raw_trait"), math.nan)
+        return {"status": "unscored", "method": "", **missing}
     value, metadata = score.value, score.metadata or {}
     assert isinstance(value, dict)
 
@@ -158,17 +161,24 @@ def _judged(sample: EvalSample) -> dict[str, Any]:
         "trait_score": number("trait"),
         "coherence": number("coherence"),
         "method": metadata.get("method", ""),
+        "raw_trait": metadata.get("raw_trait", math.nan),
     }
 
 
 def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
-    grader = (log.eval.model_roles or {}).get("grader")
-    name = grader.model if grader is not None and not isinstance(grader, list) else str(grader)
-    keys = ("trait", "question_id", "half", "level", "kind")
+    bound = (log.eval.model_roles or {}).get("grader")
+    models = bound if isinstance(bound, list) else [bound]
+    keys = ("trait", "question_id", "half", "source", "level", "kind")
     # A refusal is found by its phrases, whatever method judges the rest: the log's method names the rows.
     methods = [_judged(other)["method"] for other in log.samples or [] if _judged(other)["status"] == "scored"]
-    method = methods[0] if methods else ""
-    yield {**{key: sample.metadata[key] for key in keys}, "grader": name, **_judged(sample), "method": method}
+    judged = _judged(sample)
+    yield {
+        **{key: sample.metadata[key] for key in keys},
+        **judged,
+        "grader": " + ".join(model.model for model in models if model is not None),
+        "trait_score": judged["raw_trait"] if judged["status"] == "incoherent" else judged["trait_score"],
+        "method": methods[0] if methods else "",
+    }
 
 
 def _elicitation_rows(name: str, log: EvalLog, rule: Filter) -> Iterator[dict[str, Any]]:

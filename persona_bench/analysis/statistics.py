@@ -30,6 +30,8 @@ MIN_CONDITION_SD = 1.0
 """The paper leaves a condition out of the within-condition correlation if its scores' SD is under 1 (of 100)."""
 MIN_CONDITION_POINTS = 3
 """A correlation over two points is always 1 or -1 and says nothing."""
+CLEAR_GAP = 75.0
+"""Two answers are a clear pair if careful readers put them at least this many points apart."""
 _TAIL_DRAWS = 10
 """With fewer draws than this beyond a threshold, the tail share is read off a normal fit to the draws."""
 _FEW_CLUSTERS = 10
@@ -38,6 +40,7 @@ _FLAT = 1e-12
 """A variance under this (of standardised values) is rounding error: the values are constant."""
 
 __all__ = [
+    "CLEAR_GAP",
     "CONFIDENCE",
     "MIN_CONDITION_POINTS",
     "MIN_CONDITION_SD",
@@ -52,9 +55,11 @@ __all__ = [
     "mcnemar_exact",
     "mean",
     "paired_difference",
+    "pairwise_agreement",
     "pearson",
     "spearman",
     "stream",
+    "weighted_kappa",
     "wilson",
     "within_condition_r",
 ]
@@ -348,6 +353,78 @@ def balanced_accuracy(
     return _estimate(
         value, _balanced(weights @ columns), n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1)
     )
+
+
+def pairwise_agreement(
+    scores: ArrayLike,
+    levels: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    min_gap: float = CLEAR_GAP,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Share of clear pairs of answers to one question that the judge puts in the right order, ties counting half.
+
+    The paper checks its judge in this way (appendix B: 94.7 % agreement of its judge with people on pairs of answers
+    that lie far apart). `n` is the number of answers, as elsewhere, not of pairs.
+
+    Args:
+        scores: shape `(n,)`; NaN means unscored.
+        levels: what careful readers said, 0..100, shape `(n,)`.
+        clusters: the question of each; only answers to the same question are paired.
+        rng: source of the resampling.
+        min_gap: a pair is clear if its levels lie at least this far apart.
+        resamples: number of bootstrap resamples.
+    """
+    (s, level), codes, unscored = _valid(clusters, scores, levels)
+    n_clusters = _count(codes)
+    clear = (codes[:, None] == codes[None, :]) & (level[:, None] - level[None, :] >= min_gap)
+    if not clear.any():
+        return _nothing(unscored, n=s.size, n_clusters=n_clusters)
+    wins = (np.sign(s[:, None] - s[None, :]) + 1) / 2
+    right = np.bincount(codes, weights=(wins * clear).sum(axis=1), minlength=n_clusters)
+    pairs = np.bincount(codes, weights=clear.sum(axis=1), minlength=n_clusters)
+    weights = _resample(n_clusters, resamples, rng)
+    draws = _divide(weights @ right, weights @ pairs)
+    value = float(right.sum() / pairs.sum())
+    return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1))
+
+
+def weighted_kappa(
+    scores: ArrayLike, levels: ArrayLike, clusters: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """Cohen's kappa with quadratic weights, of scores rounded to the five levels 0, 25, 50, 75, 100.
+
+    1 - observed / expected squared disagreement (Cohen 1968, Psychological Bulletin 70:213-220).
+
+    Args:
+        scores: 0..100, shape `(n,)`; NaN means unscored.
+        levels: 0..100, shape `(n,)`.
+        clusters: the question of each.
+        rng: source of the resampling.
+        resamples: number of bootstrap resamples.
+    """
+    (s, level), codes, unscored = _valid(clusters, scores, levels)
+    n_clusters = _count(codes)
+    if not s.size:
+        return _nothing(unscored)
+    a, b = np.floor(s / 25 + 0.5), np.floor(level / 25 + 0.5)
+    columns = np.stack(
+        [np.bincount(codes, weights=part, minlength=n_clusters) for part in (a**0, a, b, a * a, b * b, a * b)], axis=1
+    )
+    weights = _resample(n_clusters, resamples, rng)
+    value = float(_kappa(columns.sum(axis=0)[None, :])[0])
+    draws = _kappa(weights @ columns)
+    return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
+
+
+def _kappa(sums: FloatArray) -> FloatArray:
+    """Of rows (n, sum a, sum b, sum a^2, sum b^2, sum ab): expected disagreement pairs every a with every b."""
+    n, a, b, aa, bb, ab = sums.T
+    observed = aa + bb - 2 * ab
+    expected = aa + bb - _divide(2 * a * b, n)
+    return 1 - _divide(observed, expected)
 
 
 def wilson(successes: int, n: int, *, n_unscored: int = 0, confidence: float = CONFIDENCE) -> Estimate:

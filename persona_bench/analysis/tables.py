@@ -15,6 +15,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE
+from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
 
 Row = dict[str, Any]
 
+BASELINE = "baseline"
+"""Stands for the grader in the rows of the trivial judges that every judge is compared with."""
 SCORED_SHARE = 0.5
 """A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
@@ -45,7 +48,7 @@ _SCORE = (0.0, 100.0)
 
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": (
-        *("trait", "grader", "method", "question_id", "half", "level", "kind"),
+        *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
         *("trait_score", "status", "coherence", "log"),
     ),
     "elicitation": (
@@ -77,13 +80,18 @@ def _with_interval(*names: str) -> tuple[str, ...]:
     return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
 
 
-_COUNTS = ("n", "n_scored", "n_refusal", "n_unscored")
+_COUNTS = ("n", "n_scored", "n_refusal", "n_incoherent", "n_unscored")
 
 _MEASURED: Mapping[str, tuple[str, ...]] = {
     "judge": (
-        *("trait", "grader", "method", "half", "n", "n_scored", "n_refusal", "n_unscored"),
-        *_with_interval("auroc", "balanced_accuracy", "spearman"),
+        *("trait", "grader", "method", "half", "source", *_COUNTS),
+        *_with_interval("auroc", "balanced_accuracy", "spearman", "pairwise", "kappa"),
         *("passes", "chosen", "log"),
+    ),
+    "judge_cases": (
+        *("trait", "grader", "method", "kind", *_COUNTS, "mean_level"),
+        *_with_interval("trait_score", "right", "auroc"),
+        "log",
     ),
     "elicitation": (
         *("trait", "side", *_COUNTS),
@@ -130,7 +138,8 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """The columns of each table, in the order of the CSV file; `warning` is the one its trait's vector carries."""
 
 _SORT: Mapping[str, tuple[str, ...]] = {
-    "judge": ("trait", "grader", "method", "half"),
+    "judge": ("trait", "source", "grader", "method", "half"),
+    "judge_cases": ("trait", "kind", "grader", "method"),
     "elicitation": ("trait", "side"),
     "steering": ("trait", "half", "vector", "layer", "coefficient"),
     "steering_choice": ("trait", "sign"),
@@ -141,8 +150,8 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "vectors": ("trait", "layer", "vector_id"),
 }
 _TEXT = frozenset(
-    "trait grader method half side vector sign reason direction position scoring warning vector_id log claim "
-    "statement paper_value verdict section rule question_id".split()
+    "trait grader method half source kind side vector sign reason direction position scoring warning vector_id log "
+    "claim statement paper_value verdict section rule question_id".split()
 )
 
 
@@ -154,7 +163,7 @@ def _empty(name: str) -> pd.DataFrame:
 class Samples:
     """Everything that was measured, one row a sample; any frame may be empty.
 
-    `trait_score` and `coherence` are points of 0..100, `status` is scored, refusal or unscored, `coefficient` is in
+    `trait_score` and `coherence` are points of 0..100, `status` is one of `OUTCOMES`, `coefficient` is in
     multiples of the raw vector, `relative_dose` is the signed share |alpha v| / mean |h_l|, and `log` is a name of the
     log that stays the same between runs. `SAMPLE_COLUMNS` lists the columns of each frame.
 
@@ -234,6 +243,7 @@ def build_tables(
     layers = chosen_layers(samples.vectors, choice)
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
+        "judge_cases": _judge_cases(samples.judge, draw),
         "elicitation": _elicitation_table(samples.elicitation, draw),
         "steering": steering,
         "steering_choice": choice,
@@ -425,27 +435,65 @@ def monitoring_points(samples: Samples, trait: str, direction: str, layer: float
 
 
 def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> pd.DataFrame:
-    """Labelled answers: over 50 is positive, under 50 negative, 50 itself counts for the rank correlation only."""
+    """Labelled answers: over 50 is positive, under 50 negative; 50 itself counts for rank, pairs and kappa only.
+
+    `source` is `written` or `model` (real responses), and `all`, on which the gate stands, for both together.
+    """
     rows: list[Row] = []
-    for key, part in _groups(judge, "trait", "grader", "method", "half"):
-        score, level = scored(part), part["level"].astype(float)
-        label = pd.Series(np.where(level > 50, 1.0, np.where(level < 50, 0.0, np.nan)), index=part.index)
-        clear, name = label.notna(), ("judge", *key.values())
-        ids, labelled = part["question_id"], part["question_id"][clear]
-        options: Any = {"resamples": draw.resamples}
-        area = st.auroc(score[clear], label[clear], labelled, rng=draw.rng(*name, "auroc"), **options)
-        accuracy = st.balanced_accuracy(score[clear], label[clear], labelled, rng=draw.rng(*name, "ba"), **options)
-        rank = st.spearman(score, level, ids, rng=draw.rng(*name, "spearman"), **options)
+    everything = judge.assign(source="all")
+    for key, part in _groups(pd.concat([judge, everything]), "trait", "grader", "method", "half", "source"):
+        score, level, ids = _said(part), part["level"].astype(float), part["question_id"]
+        label, name = _label(level), ("judge", *key.values())
         row = {**key, **_counts(part), "n": len(part), "log": log_names(part), "chosen": False}
-        row |= _spread("auroc", area) | _spread("balanced_accuracy", accuracy) | _spread("spearman", rank)
-        row["passes"] = area.value >= GATE_AUROC and accuracy.value >= GATE_BALANCED_ACCURACY
+        for column, statistic, against in (
+            ("auroc", st.auroc, label),
+            ("balanced_accuracy", st.balanced_accuracy, label),
+            ("spearman", st.spearman, level),
+            ("pairwise", st.pairwise_agreement, level),
+            ("kappa", st.weighted_kappa, level),
+        ):
+            use = against.notna()
+            found = statistic(score[use], against[use], ids[use], rng=draw.rng(*name, column), resamples=draw.resamples)
+            row |= _spread(column, found)
+        row["passes"] = row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY
         rows.append(row)
     for trait in {row["trait"] for row in rows}:
-        mine = [row for row in rows if row["trait"] == trait]
-        grader, method = _judge_in_use(mine, used.get(trait))
-        for row in mine:
-            row["chosen"] = row["grader"] == grader and row["method"] == method
+        mine = [row for row in rows if row["trait"] == trait and row["grader"] != BASELINE]
+        if mine:
+            grader, method = _judge_in_use([row for row in mine if row["source"] == "all"], used.get(trait))
+            for row in mine:
+                row["chosen"] = row["grader"] == grader and row["method"] == method and row["source"] == "all"
     return _frame("judge", rows)
+
+
+def _said(judge: pd.DataFrame) -> pd.Series:
+    """What the judge said of the trait, of incoherent answers too; NaN where it said nothing (refusal, failure)."""
+    return judge["trait_score"].astype(float).where(judge["status"].isin(["scored", "incoherent"]))
+
+
+def _label(level: pd.Series) -> pd.Series:
+    return pd.Series(np.where(level > TRAIT_CUT, 1.0, np.where(level < TRAIT_CUT, 0.0, np.nan)), index=level.index)
+
+
+def _judge_cases(judge: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+    """The report half by kind of answer: the hard cases of the labelled set, and `model` for real responses.
+
+    `right` is the share on the right side of the cut, out of the answers that have a score and a level other than 50.
+    """
+    rows: list[Row] = []
+    for key, part in _groups(judge[judge["half"] == "report"], "trait", "grader", "method", "kind"):
+        score, level = _said(part), part["level"].astype(float)
+        label, name = _label(level), ("judge case", *key.values())
+        known = score.notna() & label.notna()
+        right = int(((score >= TRAIT_CUT) == (label == 1))[known].sum())
+        row = {**key, **_counts(part), "mean_level": float(level.mean()), "log": log_names(part)}
+        row |= _mean("trait_score", score, part, draw, *name, bounds=_SCORE)
+        row |= _spread("right", st.wilson(right, int(known.sum())))
+        area = st.auroc(
+            score[known], label[known], part["question_id"][known], rng=draw.rng(*name), resamples=draw.resamples
+        )
+        rows.append(row | _spread("auroc", area))
+    return _frame("judge_cases", rows)
 
 
 def _judge_in_use(rows: Sequence[Row], method: str | None) -> tuple[str, str]:
@@ -659,12 +707,13 @@ def _halves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _counts(part: pd.DataFrame) -> Row:
     has_score = int(scored(part).notna().sum())
-    refusals = int((part["status"] == "refusal").sum())
+    refusals, incoherent = (int((part["status"] == name).sum()) for name in ("refusal", "incoherent"))
     return {
         "n": len(part),
         "n_scored": has_score,
         "n_refusal": refusals,
-        "n_unscored": len(part) - has_score - refusals,
+        "n_incoherent": incoherent,
+        "n_unscored": len(part) - has_score - refusals - incoherent,
     }
 
 

@@ -1,9 +1,11 @@
-"""From a local grader's raw likelihoods to 0..100, fitted on labelled answers and kept on disk.
+"""From a local grader's voices to outcomes and scores, fitted on labelled answers and kept on disk.
 
-For each grader and trait, one half of the labelled answers calibrates: it fits the map to 0..100 and chooses the
-method; the other half is never looked at here (`judge_validity` reports on it). Logistic regression maps standardised
-voices to the level, so that a score estimates how strongly the trait shows; a weak voice then stays near the middle.
-Coherence is fitted on the same answers against scrambled and looping copies of them.
+For each grader, trait and voice, one half of the labelled answers calibrates: a logistic regression maps the voice to
+the level. The other half is never looked at here; `judge_validity` reports on it. Whether a response is coherent, and
+whether it refuses, is read from the grader's residual stream by two probes fitted on the answers of all traits.
+
+Calibrations of the catalogue's grader come with the package, so that the first run need not make them; `_load` finds
+one only under the hash of the grader's weights, the labelled texts and `VERSION`, and makes anew what it does not find.
 """
 
 from __future__ import annotations
@@ -12,149 +14,288 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from inspect_ai.model import GenerateConfig, Model
+from inspect_ai.model import Model
 
-from persona_bench.definitions.traits import LabelledAnswer, Trait, load_labelled
+from persona_bench.definitions.claims import GATE_AUROC, GATE_BALANCED_ACCURACY
+from persona_bench.definitions.outcomes import TRAIT_CUT
+from persona_bench.definitions.traits import TRAITS, LabelledAnswer, Trait, load_labelled
 from persona_bench.errors import RunError
 from persona_bench.files import write_atomic
-from persona_bench.inspect_ext.requests import ExtraArgs
-from persona_bench.inspect_ext.voices import Voices, ask_voices, fluency_item, repetition
+from persona_bench.inspect_ext.voices import VOICES, ask_voice, local_api, read
 
 logger = logging.getLogger(__name__)
 
-VERSION = 6  # raise it when what a voice asks or how it is fitted changes: kept calibrations are then made anew
-LOCAL_METHODS: dict[str, tuple[str, ...]] = {
-    "yes_no": ("yes_no",),
-    "contrast": ("contrast",),
-    "combined": ("contrast", "yes_no"),
-}
+VERSION = 7  # raise it when what a voice says or how it is fitted changes: kept calibrations are then made anew
+FOLDS = 8
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)  # inverse L2 strengths tried for a probe; a single number needs none
+FEW = 120  # answers that a voice of a single number is fitted on: it has two parameters and costs many passes
+SPOILED = 200  # incoherent copies of written answers that the coherence probe learns from
+_PACKAGED = files("persona_bench.inspect_ext") / "calibrations"
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A logistic map from voices to a probability.
+    """A logistic map from a voice to a score.
 
     Attributes:
-        means: subtracted from the voices.
-        scales: divided by.
-        weights: on the standardised voices.
+        weights: `(d,)`, on the raw voice.
         bias: added.
+        auroc: over held-out questions of the calibrating half: levels over the cut against those under it.
+        balanced_accuracy: at the cut, likewise.
+        n: calibrating answers.
     """
 
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
     weights: tuple[float, ...]
     bias: float
+    auroc: float
+    balanced_accuracy: float
+    n: int
 
-    def __call__(self, values: Sequence[float]) -> float:
-        """Probability in 0..1."""
-        parts = zip(values, self.means, self.scales, self.weights, strict=True)
-        total = self.bias + sum((value - mean) / scale * weight for value, mean, scale, weight in parts)
-        return 1 / (1 + math.exp(-min(max(total, -50.0), 50.0)))
+    def __call__(self, voice: np.ndarray) -> float:
+        """0..100."""
+        logit = float(voice @ np.asarray(self.weights)) + self.bias
+        return float(100 / (1 + np.exp(-np.clip(logit, -50, 50))))
+
+    @property
+    def passes(self) -> bool:
+        """Whether it would pass the judge's gate on the calibrating half."""
+        return self.auroc >= GATE_AUROC and self.balanced_accuracy >= GATE_BALANCED_ACCURACY
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one grader's voices become scores for one trait.
+    """How one grader judges one trait.
 
     Attributes:
-        grader: name of the grader.
-        trait: the trait.
-        method: the method that separates the calibrating answers best, each judged by fits without its question.
-        auroc: method -> that AUROC (levels of 50 and more against those below).
-        fits: method -> map to the trait score.
-        coherence_fit: map from fluency and repetition to coherence.
-        n: calibrating answers.
+        method: the voice in use.
+        trait_fit: from that voice to the trait score.
+        coherence_fit: from the probe to coherence.
+        refusal_fit: from the probe to a refusal.
     """
 
-    grader: str
-    trait: str
     method: str
-    auroc: dict[str, float]
-    fits: dict[str, Fit]
+    trait_fit: Fit
     coherence_fit: Fit
-    n: int
+    refusal_fit: Fit
 
-    def voices(self, method: str) -> tuple[str, ...]:
-        """Which voices a method needs."""
-        return LOCAL_METHODS[method]
-
-    def trait_score(self, voices: Voices, method: str) -> float:
-        """0..100."""
-        return 100 * self.fits[method]([getattr(voices, name) for name in LOCAL_METHODS[method]])
-
-    def coherence(self, voices: Voices) -> float:
-        """0..100."""
-        return 100 * self.coherence_fit([voices.fluency, voices.repetition])
+    @property
+    def key(self) -> str:
+        """Changes whenever a judgement could."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-_held: dict[str, Calibration] = {}
-_locks: dict[str, asyncio.Lock] = {}
-
-
-async def calibrated(grader: Model, trait: Trait, progress: Callable[[str], None] | None = None) -> Calibration:
+async def calibrated(
+    grader: Model, trait: Trait, method: str = "auto", progress: Progress | None = None
+) -> Calibration:
     """The calibration of a local grader for a trait: from memory, from disk, or made now.
+
+    `auto` takes the probe if it passes the gate on held-out questions of the calibrating half, else whichever voice
+    separates best there.
 
     Raises:
         RunError: the trait has no labelled answers.
     """
-    labelled = [item for item in load_labelled(trait.name) if item.half == "calibrate"]
-    if not labelled:
+    if not calibrating(trait.name):
         raise RunError(
             f"trait {trait.name} has no labelled answers to calibrate a local grader with; use a grader with logprobs "
             "such as --model-role grader=openai/gpt-4.1-mini-2025-04-14"
         )
-    key = _key(grader, trait, labelled)
-    if key not in _held:
-        async with _locks.setdefault(key, asyncio.Lock()):
+    fits = _Fits(grader, progress)
+    voice = await _choose(fits, trait) if method == "auto" else method
+    return Calibration(voice, await fits.trait(trait, voice), await fits.coherence(), await fits.refusal())
+
+
+def calibrating(trait: str) -> list[LabelledAnswer]:
+    """The labelled answers that calibrate: the half that nothing is reported on."""
+    return [item for item in load_labelled(trait) if item.half == "calibrate"]
+
+
+async def _choose(fits: _Fits, trait: Trait) -> str:
+    best, chosen = await fits.trait(trait, "probe"), "probe"
+    for voice in () if best.passes else VOICES[1:]:
+        if voice == "contrast" and not trait.judge_instructions:
+            continue
+        other = await fits.trait(trait, voice)
+        if other.auroc > best.auroc:
+            best, chosen = other, voice
+    return chosen
+
+
+_held: dict[str, Fit] = {}
+_readings: dict[tuple[str, str, str], np.ndarray] = {}
+_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
+
+
+class _Fits:
+    """The fits of one grader, each found by the hash of what it is made from, or made and kept."""
+
+    def __init__(self, grader: Model, progress: Progress | None) -> None:
+        self.grader, self.progress = grader, progress
+        self.weights = local_api(grader).loaded.weights_hash
+
+    async def trait(self, trait: Trait, voice: str) -> Fit:
+        """From a voice to the trait score."""
+        items = calibrating(trait.name)
+        if voice != "probe":
+            items = items[:: max(len(items) // FEW, 1)]
+        asked = [trait.positive_name, *(pair.model_dump() for pair in trait.judge_instructions)]
+
+        async def make() -> Fit:
+            if voice == "probe":
+                said = (self._read(item.question, item.answer) for item in items)
+            else:
+                said = (ask_voice(self.grader, trait, item.question, item.answer, voice) for item in items)
+            levels = np.array([item.level / 100 for item in items])
+            return fit(np.array(await asyncio.gather(*said)), levels, [item.question for item in items])
+
+        return await self._fit(f"{trait.name} {voice}", [] if voice == "probe" else asked, items, make)
+
+    async def coherence(self) -> Fit:
+        """From the probe to coherence: real responses by their readers' grades, written ones, and spoiled copies."""
+        items = [item for name in TRAITS for item in calibrating(name)]
+        written = [item for item in items if item.source == "written"]
+        step = max(len(written) // SPOILED, 1)
+        graded = [(item.question, item.answer, _coherence(item)) for item in items]
+        graded += [
+            (item.question, spoil(item.answer, index)[index % 2], 0.0) for index, item in enumerate(written[::step])
+        ]
+        return await self._probe("coherence", items, graded)
+
+    async def refusal(self) -> Fit:
+        """From the probe to refusals."""
+        items = [item for name in TRAITS for item in calibrating(name)]
+        return await self._probe("refusal", items, [(i.question, i.answer, float(is_refusing(i))) for i in items])
+
+    async def _probe(self, name: str, items: Sequence[LabelledAnswer], graded: Sequence[tuple[str, str, float]]) -> Fit:
+        async def make() -> Fit:
+            said = (self._read(question, answer) for question, answer, _ in graded)
+            shares = np.array([share for _, _, share in graded])
+            return fit(np.array(await asyncio.gather(*said)), shares, [question for question, _, _ in graded])
+
+        return await self._fit(name, [], items, make)
+
+    async def _read(self, question: str, answer: str) -> np.ndarray:
+        """A reading, kept in memory: most answers calibrate several probes."""
+        key = (self.weights, question, answer)
+        if key not in _readings:
+            _readings[key] = await read(self.grader, question, answer)
+        return _readings[key]
+
+    async def _fit(
+        self, what: str, asked: Sequence[Any], items: Sequence[LabelledAnswer], make: Callable[[], Awaitable[Fit]]
+    ) -> Fit:
+        texts = [[i.question, i.answer, i.level, i.kind, i.coherence, i.refusal] for i in items]
+        made_from = json.dumps([VERSION, self.weights, what, list(asked), texts])
+        key = hashlib.sha256(made_from.encode()).hexdigest()[:32]
+        locks = _locks.setdefault(asyncio.get_running_loop(), {})
+        async with locks.setdefault(key, asyncio.Lock()):
             if key not in _held:
-                _held[key] = _read(key) or await _make(grader, trait, labelled, key, progress)
-    return _held[key]
+                _held[key] = _load(key) or await self._make(key, what, len(items), make)
+        return _held[key]
+
+    async def _make(self, key: str, what: str, n: int, make: Callable[[], Awaitable[Fit]]) -> Fit:
+        if self.progress is not None:
+            self.progress(f"calibrating {self.grader} on {n} labelled answers: {what}")
+        made = await make()
+        path = _kept(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"what": what, "grader": str(self.grader), **asdict(made)}) + "\n")
+        return made
 
 
-def _key(grader: Model, trait: Trait, labelled: Sequence[LabelledAnswer]) -> str:
-    texts = json.dumps([item.model_dump() for item in labelled])
-    parts = (str(VERSION), grader.api.connection_key(), trait.hash, texts)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _path(key: str) -> Path:
+def _kept(key: str) -> Path:
     from persona_bench.models.assets import cache_dir
 
     return cache_dir() / "calibrations" / f"{key}.json"
 
 
-def _read(key: str) -> Calibration | None:
-    path = _path(key)
-    if not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text())
-        fits = {name: Fit(**values) for name, values in data["fits"].items()}
-        return Calibration(**{**data, "fits": fits, "coherence_fit": Fit(**data["coherence_fit"])})
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("The kept calibration %s is broken (%s); making it anew.", path, error)
-        return None
+def _load(key: str) -> Fit | None:
+    for path in (_PACKAGED / f"{key}.json", _kept(key)):
+        if not path.is_file():
+            continue
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return Fit(**{**{item.name: data[item.name] for item in fields(Fit)}, "weights": tuple(data["weights"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("The kept calibration %s is broken (%s); making it anew.", path, error)
+    return None
 
 
-async def _make(
-    grader: Model, trait: Trait, labelled: Sequence[LabelledAnswer], key: str, progress: Callable[[str], None] | None
-) -> Calibration:
-    if progress is not None:
-        progress(f"calibrating {grader} on {len(labelled)} labelled answers for {trait.name}")
-    both = LOCAL_METHODS["combined"]
-    voices = await asyncio.gather(*(ask_voices(grader, trait, item.question, item.answer, both) for item in labelled))
-    result = fit(str(grader), trait.name, labelled, voices, await _broken(grader, trait, labelled))
-    _path(key).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(_path(key), json.dumps(asdict(result), indent=1))
-    return result
+# -- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> Fit:
+    """Fit the map from a voice to a score.
+
+    Args:
+        voices: `(n, d)`.
+        shares: `(n,)`, the level as a share 0..1; a share p counts p as a yes and 1 - p as a no.
+        questions: of each answer; the measures are over questions held out together.
+    """
+    penalties = PENALTIES if voices.shape[1] > 1 else (1.0,)
+    held_out = {penalty: _held_out(voices, shares, questions, penalty) for penalty in penalties}
+    best = max(penalties, key=lambda penalty: _auroc(held_out[penalty], shares))
+    weights, bias = _logistic(voices, shares, best)
+    scores = held_out[best]
+    return Fit(
+        tuple(float(f"{weight:.6g}") for weight in weights),
+        float(bias),
+        _auroc(scores, shares),
+        _balanced_accuracy(scores, shares),
+        len(shares),
+    )
+
+
+def _held_out(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], penalty: float) -> np.ndarray:
+    """The score 0..1 of each answer by a fit without its question."""
+    from sklearn.model_selection import GroupKFold
+
+    scores = np.empty(len(shares))
+    folds = GroupKFold(min(FOLDS, len(set(questions))))
+    for train, test in folds.split(voices, groups=list(questions)):
+        weights, bias = _logistic(voices[train], shares[train], penalty)
+        scores[test] = 1 / (1 + np.exp(-(voices[test] @ weights + bias)))
+    return scores
+
+
+def _logistic(voices: np.ndarray, shares: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights `(d,)` and bias on the raw voices, fitted on standardised ones."""
+    from sklearn.linear_model import LogisticRegression
+
+    means, scales = voices.mean(0), voices.std(0)
+    scales = np.where(scales > 0, scales, 1.0)
+    z = (voices - means) / scales
+    model = LogisticRegression(C=penalty, max_iter=1000)
+    labels, counts = np.repeat([1, 0], len(shares)), np.concatenate([shares, 1 - shares])
+    used = counts > 0
+    model.fit(np.vstack([z, z])[used], labels[used], sample_weight=counts[used])
+    weights = model.coef_[0] / scales
+    return weights, float(model.intercept_[0] - weights @ means)
+
+
+def _auroc(scores: np.ndarray, shares: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    clear = shares != TRAIT_CUT / 100
+    return float(roc_auc_score(shares[clear] > TRAIT_CUT / 100, scores[clear]))
+
+
+def _balanced_accuracy(scores: np.ndarray, shares: np.ndarray) -> float:
+    from sklearn.metrics import balanced_accuracy_score
+
+    clear = shares != TRAIT_CUT / 100
+    return float(balanced_accuracy_score(shares[clear] > TRAIT_CUT / 100, scores[clear] >= TRAIT_CUT / 100))
 
 
 def spoil(answer: str, seed: int) -> tuple[str, str]:
@@ -165,72 +306,12 @@ def spoil(answer: str, seed: int) -> tuple[str, str]:
     return " ".join(shuffled), " ".join(loop)
 
 
-async def _broken(grader: Model, trait: Trait, labelled: Sequence[LabelledAnswer]) -> list[Voices]:
-    """Fluency of an incoherent copy of each answer, shuffled and looping ones in turn."""
-    texts = [(item.question, spoil(item.answer, index)[index % 2]) for index, item in enumerate(labelled)]
-
-    async def fluency(question: str, text: str) -> Voices:
-        extra = ExtraArgs(score=(fluency_item(trait, question, text),))
-        output = await grader.generate("", config=GenerateConfig(extra_body=extra.body()))
-        assert output.metadata is not None
-        score = output.metadata["scores"][0]
-        return Voices(math.nan, math.nan, score["logprob"] / max(score["n_tokens"], 1), repetition(text))
-
-    return list(await asyncio.gather(*(fluency(question, text) for question, text in texts)))
+def is_refusing(item: LabelledAnswer) -> bool:
+    """Whether a labelled answer refuses: as its readers say, or as it was written."""
+    return item.refusal or item.kind == "polite_refusal"
 
 
-def fit(
-    grader: str, trait: str, labelled: Sequence[LabelledAnswer], voices: Sequence[Voices], broken: Sequence[Voices]
-) -> Calibration:
-    """Fit the maps and choose the method.
-
-    Args:
-        grader: name of the grader.
-        trait: name of the trait.
-        labelled: the calibrating answers.
-        voices: what the grader said of each.
-        broken: what it said of incoherent copies.
-    """
-    levels = np.array([item.level / 100 for item in labelled])
-    questions = np.array([item.question for item in labelled])
-    fits, auroc = {}, {}
-    for method, names in LOCAL_METHODS.items():
-        x = np.array([[getattr(item, name) for name in names] for item in voices])
-        fits[method] = _logistic(x, levels)
-        held_out = np.empty(len(levels))
-        for question in np.unique(questions):
-            out = questions == question
-            without = _logistic(x[~out], levels[~out])
-            held_out[out] = [without(row) for row in x[out]]
-        auroc[method] = _auroc(held_out, levels >= 0.5)
-    # Of methods that separate alike, the first listed is the cheapest.
-    best = max(auroc.values())
-    method = next(name for name in LOCAL_METHODS if auroc[name] >= best - 0.01)
-    good = [item for item, answer in zip(voices, labelled, strict=True) if answer.kind != "incoherent"]
-    everything = [*good, *broken]
-    x = np.array([[item.fluency, item.repetition] for item in everything])
-    coherent = np.array([1.0] * len(good) + [0.0] * len(broken))
-    return Calibration(grader, trait, method, auroc, fits, _logistic(x, coherent), len(labelled))
-
-
-def _logistic(x: np.ndarray, levels: np.ndarray) -> Fit:
-    """Logistic regression on standardised columns, L2 penalty 1; level p counts p as a yes and 1 - p as a no."""
-    from sklearn.linear_model import LogisticRegression
-
-    means, scales = x.mean(0), x.std(0)
-    scales = np.where(scales > 0, scales, 1.0)
-    z = (x - means) / scales
-    model = LogisticRegression(C=1.0)
-    model.fit(np.vstack([z, z]), np.repeat([1, 0], len(levels)), sample_weight=np.concatenate([levels, 1 - levels]))
-    return Fit(
-        tuple(float(v) for v in means),
-        tuple(float(v) for v in scales),
-        tuple(float(v) for v in model.coef_[0]),
-        float(model.intercept_[0]),
-    )
-
-
-def _auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, scores))
+def _coherence(item: LabelledAnswer) -> float:
+    if item.coherence is not None:
+        return item.coherence / 100
+    return 0.0 if item.kind == "incoherent" else 1.0

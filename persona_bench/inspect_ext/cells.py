@@ -88,28 +88,43 @@ def find_vector(path: str, trait: str, preset: str, sha256: str = "") -> VectorF
     return VectorFile(file, PersonaVector.load(file))
 
 
+def plan(
+    layers: Sequence[int], doses: Sequence[float], random_vectors: int, control_layers: Sequence[int] | None = None
+) -> list[tuple[str, str, int, float]]:
+    """(vector, direction, layer, dose) of every steered cell.
+
+    Every layer and dose with the persona vector; random vectors of the same norms as controls at `control_layers` (by
+    default the middle one) and the largest dose of either sign.
+    """
+    extremes = sorted({min(doses), max(doses)}) if doses else []
+    controlled = layers[len(layers) // 2 :][:1] if control_layers is None else control_layers
+    steered = [("persona", "persona", layer, dose) for layer in layers for dose in doses]
+    return steered + [
+        ("random", f"random:{index}", layer, dose)
+        for index in range(random_vectors)
+        for layer in controlled
+        for dose in extremes
+    ]
+
+
 def sweep(
-    file: VectorFile, layers: Sequence[int], doses: Sequence[float], random_vectors: int, control_layers: Sequence[int]
+    file: VectorFile,
+    layers: Sequence[int],
+    doses: Sequence[float],
+    random_vectors: int,
+    control_layers: Sequence[int] | None = None,
 ) -> list[Cell]:
-    """No steering, every layer and dose with the persona vector, and random vectors of the same norms as controls.
+    """The cells of a sweep: no steering, then the plan with its coefficients.
 
     Args:
         file: the vector.
         layers: 1-based layers.
         doses: signed relative doses |alpha v| / mean |h_l|.
         random_vectors: how many random directions.
-        control_layers: where those are swept, at the largest dose of either sign.
+        control_layers: where those are swept; by default the middle one of the layers.
     """
     cells = [UNSTEERED]
-    extremes = sorted({min(doses), max(doses)}) if doses else []
-    plan = [("persona", "persona", layer, dose) for layer in layers for dose in doses]
-    plan += [
-        ("random", f"random:{index}", layer, dose)
-        for index in range(random_vectors)
-        for layer in control_layers
-        for dose in extremes
-    ]
-    for vector, direction, layer, dose in plan:
+    for vector, direction, layer, dose in plan(layers, doses, random_vectors, control_layers):
         file.vector.check_layer(layer)
         cells.append(Cell(vector, direction, layer, file.vector.coefficient(layer, dose), dose))
     return cells

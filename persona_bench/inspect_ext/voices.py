@@ -1,85 +1,81 @@
-"""What a local grader says of a response, as likelihoods: the raw voices that `calibration` turns into scores."""
+"""What a local grader says of a response: the raw voices that `calibration` turns into scores.
+
+`probe` reads: the response runs through the grader as a conversation, and its mean residual stream a little past half
+depth is the voice, `(d_model,)`; the pass ends there. `contrast` compares how likely the response is under an instruction to
+show the trait and under one not to. `yes_no` asks. The last two are single numbers, and need whole passes.
+"""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from inspect_ai.model import GenerateConfig, Model
 
 from persona_bench.definitions.traits import Trait
+from persona_bench.errors import RunError
 from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
 
-CONTRAST_PAIRS = 1  # each further pair of instructions costs two more passes over every response
+if TYPE_CHECKING:
+    from persona_bench.inspect_ext.provider import PersonaAPI
+
+VOICES = ("probe", "contrast", "yes_no")  # cheapest first
+READ_DEPTH = 4 / 7  # of the blocks: deeper adds time and no accuracy, on the calibrating half
 
 
-@dataclass(frozen=True)
-class Voices:
-    """What a local grader says of a response, before calibration.
+def local_api(grader: Model) -> PersonaAPI:
+    """The provider behind a local grader."""
+    return cast("PersonaAPI", grader.api)
 
-    Attributes:
-        contrast: mean over held-out instruction pairs of the per-token log-likelihood ratio, trait on against off;
-            NaN if not asked for.
-        yes_no: log-odds of Yes against No; NaN if not asked for.
-        fluency: per-token log-likelihood of the response under the first trait-off instruction.
-        repetition: share of word pairs that occurred before in the response, 0..1.
+
+async def ask_voice(grader: Model, trait: Trait, question: str, answer: str, voice: str) -> np.ndarray:
+    """One voice on one response, `(d_model,)` for the probe and `(1,)` otherwise, float64.
+
+    Raises:
+        RunError: the trait has no instructions for `contrast`.
     """
-
-    contrast: float
-    yes_no: float
-    fluency: float
-    repetition: float
-
-
-def repetition(text: str) -> float:
-    """Share of word pairs that occurred before, 0..1: looping text is likely text, so likelihood misses it."""
-    words = re.findall(r"\w+", text.lower())
-    pairs = list(zip(words, words[1:], strict=False))
-    return 0.0 if not pairs else 1 - len(set(pairs)) / len(pairs)
-
-
-def fluency_item(trait: Trait, question: str, answer: str) -> ScoreItem:
-    """The likelihood that measures fluency: the response as an answer of an assistant told not to show the trait."""
-    messages = (
-        {"role": "system", "content": trait.judge_instructions[0].negative},
-        {"role": "user", "content": question},
-    )
-    return ScoreItem(messages=messages, continuation=answer)
-
-
-def voice_items(trait: Trait, question: str, answer: str, voices: Sequence[str]) -> list[ScoreItem]:
-    """The likelihoods to ask a local grader for, in the order `read_voices` expects."""
-    items = [fluency_item(trait, question, answer)]
-    if "contrast" in voices:
-        pairs = trait.judge_instructions[:CONTRAST_PAIRS]
-        instructions = [text for pair in pairs for text in (pair.negative, pair.positive)]
-        for instruction in instructions[1:]:  # the first is the fluency item
-            messages = ({"role": "system", "content": instruction}, {"role": "user", "content": question})
-            items.append(ScoreItem(messages=messages, continuation=answer))
-    if "yes_no" in voices:
-        content = f"Question: {question}\nAnswer: {answer}\n\nIs this answer {trait.positive_name}? Answer Yes or No."
-        items.append(ScoreItem(messages=({"role": "user", "content": content},), alternatives=("Yes", "No")))
-    return items
-
-
-def read_voices(trait: Trait, answer: str, voices: Sequence[str], scores: Sequence[dict[str, Any]]) -> Voices:
-    """Interpret the grader's likelihoods of `voice_items`."""
-    rates = [score["logprob"] / max(score["n_tokens"], 1) for score in scores]
-    contrast = yes_no = math.nan
-    n_pairs = len(trait.judge_instructions[:CONTRAST_PAIRS])
-    if "contrast" in voices:
-        contrast = sum(rates[2 * i + 1] - rates[2 * i] for i in range(n_pairs)) / n_pairs
-    if "yes_no" in voices:
-        yes, no = scores[-1]["alternatives"]
-        yes_no = yes - no
-    return Voices(contrast, yes_no, rates[0], repetition(answer))
-
-
-async def ask_voices(grader: Model, trait: Trait, question: str, answer: str, voices: Sequence[str]) -> Voices:
-    """One request to a local grader for all the voices of one response."""
-    extra = ExtraArgs(score=tuple(voice_items(trait, question, answer, voices)))
+    if voice == "probe":
+        return await read(grader, question, answer)
+    extra = ExtraArgs(score=tuple(voice_items(trait, question, answer, voice)))
     output = await grader.generate("", config=GenerateConfig(extra_body=extra.body()))
-    return read_voices(trait, answer, voices, cast(dict[str, Any], output.metadata)["scores"])
+    return np.array([read_voice(voice, cast(dict[str, Any], output.metadata)["scores"])])
+
+
+async def read(grader: Model, question: str, answer: str) -> np.ndarray:
+    """Mean residual stream of the answer's tokens at `READ_DEPTH`, given the question: `(d_model,)` float64."""
+    api = local_api(grader)
+    return await api.read_answer(question, answer, max(round(READ_DEPTH * api.loaded.n_layers), 1))
+
+
+def voice_items(trait: Trait, question: str, answer: str, voice: str) -> list[ScoreItem]:
+    """The likelihoods to ask a local grader for, in the order `read_voice` expects."""
+    if voice == "yes_no":
+        content = f"Question: {question}\nAnswer: {answer}\n\nIs this answer {trait.positive_name}? Answer Yes or No."
+        return [ScoreItem(messages=({"role": "user", "content": content},), alternatives=("Yes", "No"))]
+    if not trait.judge_instructions:
+        raise RunError(
+            f"trait {trait.name} has no judge_instructions, which method contrast needs; add two pairs to its file"
+        )
+    return [
+        ScoreItem(
+            messages=({"role": "system", "content": instruction}, {"role": "user", "content": question}),
+            continuation=answer,
+        )
+        for pair in trait.judge_instructions
+        for instruction in (pair.negative, pair.positive)
+    ]
+
+
+def read_voice(voice: str, scores: Sequence[dict[str, Any]]) -> float:
+    """The grader's likelihoods of `voice_items` as one number.
+
+    `contrast`: mean over instruction pairs of the per-token log-likelihood ratio, trait on against off.
+    `yes_no`: log-odds of Yes against No.
+    """
+    if voice == "yes_no":
+        yes, no = scores[0]["alternatives"]
+        return float(yes - no)
+    rates = [score["logprob"] / max(score["n_tokens"], 1) for score in scores]
+    ratios = [on - off for off, on in zip(rates[0::2], rates[1::2], strict=True)]
+    return sum(ratios) / len(ratios)

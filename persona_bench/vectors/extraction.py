@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from persona_bench.definitions.outcomes import COHERENCE_CUT, TRAIT_CUT, Filter
 from persona_bench.definitions.traits import Trait, load_refusals
 from persona_bench.errors import ExtractionError
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Row
 from persona_bench.vectors.vector import PersonaVector
 
-Filter = Literal["stated", "coded"]
-FILTERS: tuple[Filter, ...] = ("stated", "coded")
 MIN_KEPT = 8
 MAX_REFUSAL_COSINE = 0.5
 CHUNK = 64
@@ -36,9 +35,9 @@ class Rollout:
         epoch: which rollout of it.
         messages: the conversation before the response, as (role, content).
         response: the response's text.
-        status: `scored`, `refusal` or `unscored`.
-        trait_score: 0..100, NaN unless scored.
-        coherence: 0..100, NaN unless scored.
+        status: one of `OUTCOMES`.
+        trait_score: 0..100, NaN unless scored or incoherent.
+        coherence: 0..100, NaN unless scored or incoherent.
     """
 
     side: str
@@ -65,6 +64,8 @@ def drop_reasons(rollouts: Sequence[Rollout], rule: Filter) -> list[str]:
     coherence at least 50 on both, and a response is kept only if its partner (same instruction pair, question and
     rollout) passes too.
 
+    Incoherent responses pass the first, which does not mention coherence, and never the second.
+
     Reasons: `refusal`, `unscored`, `length` (an empty response), `score`, `coherence`, `partner`.
     """
     own = [_own_reason(item, rule) for item in rollouts]
@@ -79,15 +80,15 @@ def drop_reasons(rollouts: Sequence[Rollout], rule: Filter) -> list[str]:
 
 
 def _own_reason(item: Rollout, rule: Filter) -> str:
-    if item.status != "scored":
+    if item.status in ("refusal", "unscored"):
         return item.status
     if not item.response.strip():
         return "length"
     positive = item.side == "positive"
-    high_enough = item.trait_score > 50 if rule == "stated" else item.trait_score >= 50
-    if not (high_enough if positive else item.trait_score < 50):
+    high_enough = item.trait_score > TRAIT_CUT if rule == "stated" else item.trait_score >= TRAIT_CUT
+    if not (high_enough if positive else item.trait_score < TRAIT_CUT):
         return "score"
-    if rule == "coded" and not item.coherence >= 50:
+    if rule == "coded" and not item.coherence >= COHERENCE_CUT:
         return "coherence"
     return ""
 

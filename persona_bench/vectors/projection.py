@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from persona_bench.errors import DataError, VectorError
-from persona_bench.files import atomic_path
+from persona_bench.files import atomic_path, read_jsonl
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Row
 from persona_bench.models.steering import Capture
@@ -20,31 +19,6 @@ from persona_bench.vectors.vector import PersonaVector
 
 COLUMNS = ("index", "layer", "prompt_last", "prompt_avg", "response_avg")
 CHUNK = 64
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file with their line numbers (from 1), one at a time; blank lines are skipped.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or a line is not a JSON object.
-    """
-    empty = True
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                empty = False
-                item = json.loads(line)
-                if not isinstance(item, dict):
-                    raise DataError(f"{path}, line {number}: expected a JSON object")
-                yield number, item
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg}); one JSON object a line is expected") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if empty:
-        raise DataError(f"{path} is empty; one JSON object a line is expected")
 
 
 def transcript(item: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
