@@ -11,9 +11,12 @@ from typing import Any
 
 import click
 
+from persona_bench.definitions.outcomes import METHODS
 from persona_bench.errors import DataError, PersonaBenchError
+from persona_bench.pipeline import DEFAULT_GRADER
 
 SHOWN: dict[str, Any] = {"show_default": True}
+GRADER_HELP = "Inspect model or local weights that judge; several, comma-separated, are a panel."
 
 
 class _Group(click.Group):
@@ -51,7 +54,7 @@ def main() -> None:
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
 @click.option("--traits", default="evil,sycophancy,hallucination", help="Comma-separated.", **SHOWN)
-@click.option("--grader", default="qwen2.5-coder-0.5b", help="Inspect model or local weights that judge.", **SHOWN)
+@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
 @click.option("--evals", default="core", help="Comma-separated names, core or all.", **SHOWN)
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
@@ -114,7 +117,7 @@ def _short(value: Any) -> str:
 @click.option("--trait", default=None, help="A trait of the suite.")
 @click.option("--trait-file", type=click.Path(path_type=Path), help="A trait file, ours or the paper's format.")
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
-@click.option("--grader", default="qwen2.5-coder-0.5b", help="Inspect model or local weights that judge.", **SHOWN)
+@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling.", **SHOWN)
 @click.option("--logs", type=click.Path(path_type=Path), help="Where the elicitation log goes.  [default: beside OUT]")
@@ -156,6 +159,37 @@ def extract(
     )
     if vector.provenance["warning"]:
         click.echo(f"warning: {vector.provenance['warning']}", err=True)
+
+
+@main.command()
+@click.option("--trait", required=True, help="A trait of the suite, or a trait file.")
+@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
+@click.option("--method", default="auto", help=f"One of {', '.join(METHODS)}.", **SHOWN)
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSONL with `question` and `answer`, or a finished .eval log.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV, or judged log, to write.")
+def judge(trait: str, grader: str, method: str, source: Path, out: Path) -> None:
+    """Judge answers: trait score and outcome of each, as a CSV; or judge a finished log again."""
+    from persona_bench.definitions.traits import load_trait
+    from persona_bench.inspect_ext.judging import judge_file, judge_log, open_graders
+    from persona_bench.pipeline import model_spec
+
+    if method not in METHODS:
+        raise DataError(f"unknown judge method {method!r}; choose from {', '.join(METHODS)}")
+    if (source.suffix == ".eval") != (out.suffix == ".eval"):
+        raise DataError(f"a .eval log is judged into a .eval log, JSONL into a CSV: {source} and {out} do not match")
+    loaded = load_trait(trait)
+    graders = open_graders([model_spec(name.strip()) for name in grader.split(",") if name.strip()])
+    if source.suffix == ".eval":
+        counts = judge_log(graders, trait, source, out, method)
+    else:
+        counts = judge_file(graders, loaded, source, out, method, _say)
+    click.echo(f"{out}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
 
 
 @main.command()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from persona_bench.definitions.outcomes import FILTERS
 from persona_bench.definitions.presets import Preset, load_preset
 from persona_bench.definitions.traits import Trait, load_labelled, load_trait
-from persona_bench.errors import ExtractionError, RunError
+from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, model_folder, write_atomic
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+    from persona_bench.analysis.tables import Samples
     from persona_bench.vectors.vector import PersonaVector
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
@@ -453,6 +454,7 @@ class _Run:
         logs = self._logs()
         samples = collect(logs, list(vectors.values()), self._filter, layers)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
+        samples = self._with_baselines(samples)
         tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
         claims = judge_claims(
             samples,
@@ -480,6 +482,22 @@ class _Run:
         held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
         write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
         return held
+
+    def _with_baselines(self, samples: Samples) -> Samples:
+        """The trivial judges of the same labelled answers beside the real one."""
+        import pandas as pd
+
+        from persona_bench.analysis.baselines import baseline_rows
+        from persona_bench.models.embeddings import embed
+
+        rows: list[dict[str, Any]] = []
+        for trait in sorted(set(samples.judge["trait"])):
+            try:
+                rows += baseline_rows(trait, embed)
+            except AssetError as error:
+                self.record.warnings.append(f"no sentence embeddings, so that baseline is left out: {error}")
+                rows += baseline_rows(trait)
+        return replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(rows)])) if rows else samples
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         root = self.folder.resolve()

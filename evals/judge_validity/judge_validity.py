@@ -3,9 +3,10 @@
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
+from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.traits import load_labelled
 from persona_bench.errors import TraitError
-from persona_bench.inspect_ext.judge import Method, trait_judge
+from persona_bench.inspect_ext.judge import trait_judge
 from persona_bench.inspect_ext.solvers import given_response
 
 
@@ -15,7 +16,7 @@ def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
 
     Args:
         trait: one of the suite's traits.
-        method: auto (the best for this grader and trait), logprob, contrast, yes_no or combined.
+        method: auto (the best for this grader and trait), logprob, sampled, probe, contrast or yes_no.
     """
     labelled = [item for item in load_labelled(trait) if item.half == "report"]
     if not labelled:

@@ -3,10 +3,11 @@
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
+from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.inspect_ext.cells import find_vector, half, numbers, preset_layers, sweep
-from persona_bench.inspect_ext.judge import Method, trait_judge
+from persona_bench.inspect_ext.judge import trait_judge
 from persona_bench.inspect_ext.solvers import respond
 
 

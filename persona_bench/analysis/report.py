@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from persona_bench.analysis.figures import VERDICT_COLOURS, slug
+from persona_bench.analysis.tables import BASELINE
 from persona_bench.analysis.verdicts import VERDICTS
 from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim
 
@@ -41,6 +42,7 @@ _ALT = {
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
+    "judge_cases": "The judge by kind of answer",
     "elicitation": "Answers under positive and negative instructions",
     "steering_choice": "The cells chosen on the select half",
     "steering": "Steering, a row a cell",
@@ -167,13 +169,24 @@ def _warnings(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> lis
     return list(dict.fromkeys(found))
 
 
+def _best_baseline(judge: pd.DataFrame, trait: str) -> str:
+    """The trivial judge with the highest AUROC on the report half."""
+    rows = judge[(judge["grader"] == BASELINE) & (judge["trait"] == trait) & (judge["source"] == "all")]
+    if rows.empty:
+        return "not run"
+    best = rows.sort_values("auroc", ascending=False).iloc[0]
+    return f"{best['method']} {_number(best['auroc'])}"
+
+
 def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images: Sequence[_Image]) -> list[_Section]:
     judge = tables["judge"]
     in_use = judge[(judge["chosen"].astype(str) == "True") & (judge["half"] == "report")]
     checked = [
         f"{row['trait']}: {row['method']} judge by {row['grader']}, AUROC {_number(row['auroc'])} "
         f"[{_number(row['auroc_low'])}, {_number(row['auroc_high'])}], balanced accuracy "
-        f"{_number(row['balanced_accuracy'])}, rank correlation {_number(row['spearman'])}, "
+        f"{_number(row['balanced_accuracy'])}, rank correlation {_number(row['spearman'])}, right order in "
+        f"{_number(100 * row['pairwise'])} % of clear pairs (the paper's judge: 94.7 % agreement with people), "
+        f"kappa {_number(row['kappa'])}, best trivial judge {_best_baseline(judge, row['trait'])}, "
         f"{row['n_scored']} of {row['n']} labelled answers scored: "
         f"{'passes' if str(row['passes']) == 'True' else 'fails'}"
         for _, row in in_use.iterrows()

@@ -13,6 +13,10 @@ TRAIT_CUT = 50.0
 COHERENCE_CUT = 50.0
 """A response under this coherence (0..100) is incoherent; the paper's released filter cuts at the same place."""
 
+Method = Literal["auto", "logprob", "sampled", "probe", "contrast", "yes_no"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""How a judge may judge: asked for a number (logprob, sampled), or a local grader read or compared (the others)."""
+
 Filter = Literal["stated", "coded"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 """Which responses make a vector: as the paper's text states it, or as its released code does it."""

@@ -13,14 +13,14 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, cast, get_args
+from typing import cast
 
 from inspect_ai.model import Model, get_model, model_roles
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import LimitExceededError
 
-from persona_bench.definitions.outcomes import TRAIT_CUT
+from persona_bench.definitions.outcomes import METHODS, TRAIT_CUT, Method
 from persona_bench.definitions.traits import Trait, load_refusals, load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.calibration import calibrated
@@ -29,9 +29,7 @@ from persona_bench.inspect_ext.judgement import Judgement, as_score, measured, m
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.voices import ask_voice, read
 
-Method = Literal["auto", "logprob", "sampled", "probe", "contrast", "yes_no"]
 ASKED = ("logprob", "sampled")
-METHODS: tuple[Method, ...] = get_args(Method)
 VERSION = 1  # raise it when a grader's replies are asked for or read otherwise: kept judgements are then made anew
 
 

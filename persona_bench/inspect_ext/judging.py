@@ -12,10 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.traits import Trait
 from persona_bench.errors import DataError, RunError
 from persona_bench.files import atomic_path, read_jsonl
-from persona_bench.inspect_ext.judge import Method, judge_panel, trait_judge
+from persona_bench.inspect_ext.judge import judge_panel, trait_judge
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model

@@ -1,8 +1,9 @@
 """What a local grader says of a response: the raw voices that `calibration` turns into scores.
 
 `probe` reads: the response runs through the grader as a conversation, and its mean residual stream a little past half
-depth is the voice, `(d_model,)`; the pass ends there. `contrast` compares how likely the response is under an instruction to
-show the trait and under one not to. `yes_no` asks. The last two are single numbers, and need whole passes.
+depth is the voice, `(d_model,)`; the pass ends there. `contrast` compares how likely the response is under an
+instruction to show the trait and under one not to. `yes_no` asks. The last two are single numbers, and need whole
+passes.
 """
 
 from __future__ import annotations
@@ -78,4 +79,4 @@ def read_voice(voice: str, scores: Sequence[dict[str, Any]]) -> float:
         return float(yes - no)
     rates = [score["logprob"] / max(score["n_tokens"], 1) for score in scores]
     ratios = [on - off for off, on in zip(rates[0::2], rates[1::2], strict=True)]
-    return sum(ratios) / len(ratios)
+    return float(np.mean(ratios))

@@ -223,7 +223,11 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=5))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        alike = [key for key, asset in assets.CATALOGUE.items() if getattr(asset, "hub", None) == name]
+        alike = [
+            key
+            for key, asset in assets.CATALOGUE.items()
+            if isinstance(asset, assets.WeightsAsset) and asset.hub == name
+        ]
         instead = f"use the catalogue's {alike[0]}, or " if alike else ""
         raise ModelError(
             f"{name} is neither in the local Hub cache nor can the Hub be reached or have it; {instead}"
