@@ -24,7 +24,7 @@ from inspect_ai.scorer import at_least, mean_score, median_score, mode_score, pa
 from inspect_ai.util import LimitExceededError
 from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, run_metrics
 
-from persona_bench.definitions.outcomes import OUTCOMES
+from persona_bench.definitions.outcomes import METHODS, OUTCOMES, Method
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext import graders, judgement_store, judging
@@ -39,7 +39,7 @@ from persona_bench.inspect_ext.graders import (
     rubric_prompt,
     together,
 )
-from persona_bench.inspect_ext.judge import METHODS, Method, judge, judge_panel, mean_of_scored, n_scored, trait_judge
+from persona_bench.inspect_ext.judge import judge, judge_panel, mean_of_scored, n_scored, trait_judge
 from persona_bench.inspect_ext.judgement import Judgement, as_score, measured, merge
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.judging import COLUMNS, judge_file, judge_log, open_graders

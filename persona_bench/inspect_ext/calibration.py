@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,12 @@ class Fit:
 
     def __call__(self, voice: np.ndarray) -> float:
         """0..100."""
-        logit = float(voice @ np.asarray(self.weights)) + self.bias
+        logit = float(voice @ self._array) + self.bias
         return float(100 / (1 + np.exp(-np.clip(logit, -50, 50))))
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        return np.asarray(self.weights)
 
     @property
     def passes(self) -> bool:
@@ -89,7 +94,7 @@ class Calibration:
     coherence_fit: Fit
     refusal_fit: Fit
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Changes whenever a judgement could."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -112,8 +117,13 @@ async def calibrated(
             "such as --model-role grader=openai/gpt-4.1-mini-2025-04-14"
         )
     fits = _Fits(grader, progress)
-    voice = await _choose(fits, trait) if method == "auto" else method
-    return Calibration(voice, await fits.trait(trait, voice), await fits.coherence(), await fits.refusal())
+    made = (fits.weights, trait.hash, method)
+    if made not in _calibrations:
+        voice = await _choose(fits, trait) if method == "auto" else method
+        _calibrations[made] = Calibration(
+            voice, await fits.trait(trait, voice), await fits.coherence(), await fits.refusal()
+        )
+    return _calibrations[made]
 
 
 def calibrating(trait: str) -> list[LabelledAnswer]:
@@ -132,6 +142,7 @@ async def _choose(fits: _Fits, trait: Trait) -> str:
     return chosen
 
 
+_calibrations: dict[tuple[str, str, str], Calibration] = {}
 _held: dict[str, Fit] = {}
 _readings: dict[tuple[str, str, str], np.ndarray] = {}
 _locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
