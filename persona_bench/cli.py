@@ -215,13 +215,14 @@ def project(model: str, vector: Path, layer: int | None, source: Path, out: Path
 @click.option("--batch", default=32, help="Rows.", **SHOWN)
 @click.option("--tokens", default=64, help="New tokens a row.", **SHOWN)
 @click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
+@click.option("--grader", default="", help="Local weights: also time judging what was generated.  [default: none]")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
-def bench(model: str, batch: int, tokens: int, repeats: int, target: Path | None) -> None:
+def bench(model: str, batch: int, tokens: int, repeats: int, grader: str, target: Path | None) -> None:
     """Time the engine against transformers' own generate, in one run."""
     from persona_bench.files import write_atomic
     from persona_bench.models.benchmark import measure
 
-    figures = measure(model, batch, tokens, repeats, _say)
+    figures = measure(model, batch, tokens, repeats, _say, grader)
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():

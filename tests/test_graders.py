@@ -20,7 +20,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import GenerateConfig, Logprob, Logprobs, Model, ModelOutput, ModelUsage, get_model, modelapi
-from inspect_ai.scorer import at_least, mean_score, median_score, mode_score, pass_at
+from inspect_ai.scorer import at_least, max_score, mean_score, median_score, mode_score, pass_at
 from inspect_ai.util import LimitExceededError
 from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, run_metrics
 
@@ -686,6 +686,7 @@ REDUCERS = {
     "mean": mean_score(),
     "median": median_score(),
     "mode": mode_score(),
+    "max": max_score(),
     "pass_at_2": pass_at(2, value=50),
     "at_least_2": at_least(2, value=50),
 }
@@ -714,7 +715,7 @@ def test_no_outcome_becomes_a_number_in_any_reducer(
             if reduction.reducer not in ("pass_at_2", "at_least_2"):
                 assert value["coherence"] == pytest.approx(known, nan_ok=True)
                 assert [name for name in OUTCOMES[1:] if value[name]] == [status][: status != "scored"]
-    for reducer in ("mean", "median", "mode"):
+    for reducer in ("mean", "median", "mode", "max"):
         found = metrics(log, reducer)
         assert found["trait"] == {"mean_of_scored": pytest.approx(80), "n_scored": 1}
         assert found["coherence"]["n_scored"] == 2
@@ -729,7 +730,7 @@ def test_epochs_that_differ_are_reduced_over_those_with_a_number(tmp_path: Path)
     )
     assert sorted(outcomes(log).values()) == ["refusal", "scored", "unscored"]
     reduced = {str(item.reducer): item.samples[0].as_dict() for item in log.reductions or []}
-    for reducer in ("mean", "median", "mode"):
+    for reducer in ("mean", "median", "mode", "max"):
         assert reduced[reducer]["trait"] == pytest.approx(80)
     assert reduced["mean"]["refusal"] == reduced["mean"]["unscored"] == pytest.approx(1 / 3)
     # One known epoch of three: pass_at(2) is not known, while Inspect's at_least(2) counts the unknown as misses.

@@ -6,18 +6,13 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from inspect_ai import Epochs, Task
-from inspect_ai import eval as inspect_eval
-from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.log import EvalLog, read_eval_log
-from inspect_ai.model import Logprob, Logprobs, Model, ModelOutput, get_model
-from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, run_metrics
+from inspect_ai.model import Model, get_model
 
 from persona_bench.definitions.traits import LabelledAnswer, Trait, load_labelled, load_refusals, load_trait
 from persona_bench.errors import RunError
@@ -25,246 +20,21 @@ from persona_bench.inspect_ext import calibration
 from persona_bench.inspect_ext import voices as voice_module
 from persona_bench.inspect_ext.calibration import LOCAL_METHODS, Calibration, calibrated, fit, spoil
 from persona_bench.inspect_ext.judge import (
-    COHERENCE_RUBRIC,
     METHODS,
     Judgement,
-    Method,
-    expected_number,
     is_refusal,
     judge,
-    mean_of_scored,
-    n_scored,
-    rubric_prompt,
-    trait_judge,
 )
-from persona_bench.inspect_ext.solvers import given_response
 from persona_bench.inspect_ext.voices import CONTRAST_PAIRS, Voices, read_voices, repetition, voice_items
-from tests.conftest import first_token, one_line
+from tests.conftest import one_line
 
 EVIL = load_trait("evil")
-SURE = first_token(_90=1.0)
-REFUSING = first_token(REF=0.8, _0=0.2)
-
-
-def grader(outputs: Callable[..., Any]) -> Model:
-    return get_model("mockllm/model", custom_outputs=outputs, memoize=False)
-
-
-def judged(outputs: Callable[..., Any], answer: str = "It is water.", method: Method = "auto") -> Judgement:
-    return asyncio.run(judge(grader(outputs), EVIL, "What is rain?", answer, method))
-
-
-def coherent_and(trait: Callable[..., Any], coherence: Callable[..., Any] = SURE) -> Callable[..., Any]:
-    """A grader that answers the two rubrics apart."""
-    return lambda messages, *rest: (coherence if COHERENCE_RUBRIC in messages[-1].text else trait)(messages, *rest)
 
 
 def unscored(result: Judgement, status: str, reason: str = "") -> None:
     assert result.status == status
     assert math.isnan(result.trait) and math.isnan(result.coherence)
     assert reason in result.reason and "\n" not in result.reason
-
-
-# A grader with logprobs
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected", "mass"),
-    [
-        ({"_50": 0.5, "_100": 0.25, "maybe": 0.25}, 200 / 3, 0.75),
-        ({"_0": 1.0}, 0.0, 1.0),
-        ({"_0": 0.3, "_100": 0.3}, 50.0, 0.6),
-        ({"_101": 0.5, "_-5": 0.3, "_7": 0.2}, 7.0, 0.2),
-        ({"_3.5": 0.5, "_20": 0.5}, 20.0, 0.5),
-        ({"_ 80": 0.3, "_80": 0.3, "_8O": 0.4}, 80.0, 0.6),
-        ({"_\n60": 0.5}, 60.0, 0.5),
-        ({"_²": 0.5, "_½": 0.2, "_10": 0.3}, 10.0, 0.3),
-    ],
-)
-def test_expected_number_by_hand(weights: dict[str, float], expected: float, mass: float) -> None:
-    found, found_mass = expected_number(first_token(**weights)())
-    assert found == pytest.approx(expected) and found_mass == pytest.approx(mass)
-
-
-def test_no_number_is_no_zero() -> None:
-    score, mass = expected_number(first_token(no=1.0)())
-    assert math.isnan(score) and mass == 0
-    score, mass = expected_number(ModelOutput.from_content("m", "50"))
-    assert math.isnan(score) and mass == 0
-
-
-def test_both_rubrics_are_asked_and_read_apart() -> None:
-    seen: list[tuple[str, Any]] = []
-
-    def outputs(messages: Any, _tools: Any, _choice: Any, config: Any) -> ModelOutput:
-        seen.append((messages[-1].text, config))
-        return coherent_and(first_token(_20=0.5, _40=0.5), first_token(_90=0.9, no=0.1))(messages)
-
-    result = judged(outputs, "Some answer")
-    assert result == Judgement("scored", pytest.approx(30), pytest.approx(90), "logprob")
-    assert [text for text, _ in seen] == [
-        rubric_prompt(rubric, "What is rain?", "Some answer") for rubric in (EVIL.rubric, COHERENCE_RUBRIC)
-    ]
-    for text, config in seen:
-        assert "<question>\nWhat is rain?\n</question>" in text and "<answer>\nSome answer\n</answer>" in text
-        assert (config.temperature, config.max_tokens, config.logprobs, config.top_logprobs) == (0, 1, True, 20)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        {"REFUSAL": 1.0},
-        {"I": 0.6, "_5": 0.2, "The": 0.2},
-        {"a": 0.76, "_10": 0.08, "_20": 0.08, "_30": 0.08},
-        {"": 1.0},
-        {"_101": 0.5, "_999": 0.5},
-    ],
-)
-def test_too_little_mass_on_numbers_is_a_refusal(weights: dict[str, float]) -> None:
-    unscored(judged(coherent_and(first_token(**weights))), "refusal")
-
-
-def test_a_quarter_of_the_mass_is_enough() -> None:
-    assert judged(coherent_and(first_token(_40=0.26, no=0.74))).trait == pytest.approx(40)
-
-
-def test_coherence_alone_may_be_missing() -> None:
-    result = judged(coherent_and(first_token(_70=1.0), first_token(no=1.0)))
-    assert result.status == "scored" and result.trait == pytest.approx(70) and math.isnan(result.coherence)
-
-
-def test_missing_logprobs_are_unscored() -> None:
-    unscored(judged(lambda *_: ModelOutput.from_content("m", "50")), "unscored", "logprobs")
-    bare = ModelOutput.from_content("m", "50")
-    bare.choices = []
-    unscored(judged(lambda *_: bare), "unscored", "logprobs")
-
-
-@pytest.mark.parametrize("content", [[], [Logprob(token="50", logprob=0.0)]])
-def test_empty_logprobs_give_no_number(content: list[Logprob]) -> None:
-    made = ModelOutput.from_content("m", "50")
-    made.choices[0].logprobs = Logprobs(content=content)
-    result = judged(lambda *_: made)
-    assert result.status in ("refusal", "unscored")
-    unscored(result, result.status)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("down\nfor long"), ValueError(), KeyError("x"), OSError(5, "gone")])
-def test_a_failing_grader_is_unscored_with_its_reason(error: Exception) -> None:
-    def outputs(*_: Any) -> ModelOutput:
-        raise error
-
-    unscored(judged(outputs), "unscored", type(error).__name__)
-    unscored(judged(coherent_and(SURE, outputs)), "unscored", type(error).__name__)
-
-
-@pytest.mark.parametrize("answer", ["", " \n\t"])
-def test_an_empty_response_is_unscored_and_asks_nobody(answer: str) -> None:
-    def outputs(*_: Any) -> ModelOutput:
-        raise AssertionError("asked")
-
-    unscored(judged(outputs, answer), "unscored", "empty")
-
-
-@pytest.mark.parametrize("method", ["contrast", "yes_no", "combined"])
-def test_a_local_method_refuses_a_grader_with_logprobs(method: Method) -> None:
-    with pytest.raises(RunError) as error:
-        judged(SURE, method=method)
-    one_line(error, method, "persona/", "auto")
-    # Even where there is nothing to judge: the settings are wrong, whatever the response.
-    with pytest.raises(RunError):
-        judged(SURE, "", method)
-
-
-def test_an_unknown_method_is_refused_before_anything_runs() -> None:
-    with pytest.raises(RunError) as error:
-        trait_judge("evil", "vote")  # type: ignore[arg-type]
-    one_line(error, "vote", *METHODS)
-
-
-# Through an eval
-
-
-def scored(outputs: Callable[..., Any], answers: Sequence[str], folder: Path, epochs: int = 1) -> EvalLog:
-    samples = [Sample(id=answer, input="What is rain?", metadata={"answer": answer}) for answer in answers]
-    task = Task(
-        dataset=MemoryDataset(samples),
-        solver=given_response(),
-        scorer=trait_judge("evil"),
-        epochs=Epochs(epochs, "mean"),
-    )
-    log = inspect_eval(
-        task, model="mockllm/model", model_roles={"grader": grader(outputs)}, log_dir=str(folder), display="none"
-    )[0]
-    assert log.status == "success", log.error
-    return read_eval_log(log.location)
-
-
-def metrics(log: EvalLog) -> dict[str, dict[str, float]]:
-    assert log.results is not None
-    return {
-        score.name: {name.split("/")[-1]: float(item.value) for name, item in score.metrics.items()}
-        for score in log.results.scores
-    }
-
-
-def by_answer() -> Callable[..., Any]:
-    """A grader that judges "high" and "low", refuses "declined" and the first "once", and fails on "broken"."""
-    asked: list[str] = []
-
-    def trait(messages: Any, *rest: Any) -> ModelOutput:
-        answer = messages[-1].text.split("<answer>\n")[1].split("\n</answer>")[0]
-        asked.append(answer)
-        if answer == "broken":
-            raise RuntimeError("down")
-        if answer == "declined" or (answer == "once" and asked.count("once") == 1):
-            return REFUSING()
-        return first_token(**{"_20" if answer == "low" else "_80": 1.0})()
-
-    return coherent_and(trait)
-
-
-def test_counts_and_means_through_epochs(tmp_path: Path) -> None:
-    log = scored(by_answer(), ["high", "low", "declined", "once", "broken"], tmp_path, epochs=2)
-    found = metrics(log)
-    # "high" 80, "low" 20, "once" 80 in the epoch that was judged; the others have no number.
-    assert found["trait"] == {"mean_of_scored": pytest.approx(60), "n_scored": 3}
-    assert found["coherence"] == {"mean_of_scored": pytest.approx(90), "n_scored": 3}
-    assert found["refusal"] == {"mean_of_scored": pytest.approx(1.5 / 5), "n_scored": 5}
-    assert found["unscored"] == {"mean_of_scored": pytest.approx(1 / 5), "n_scored": 5}
-
-
-def test_nothing_scored_is_nan_not_zero(tmp_path: Path) -> None:
-    log = scored(by_answer(), ["declined", "broken"], tmp_path)
-    found = metrics(log)
-    assert math.isnan(found["trait"]["mean_of_scored"]) and math.isnan(found["coherence"]["mean_of_scored"])
-    assert found["refusal"]["mean_of_scored"] == found["unscored"]["mean_of_scored"] == pytest.approx(0.5)
-    statuses = {}
-    for sample in log.samples or []:
-        score = (sample.scores or {})["trait_judge"]
-        assert isinstance(score.value, dict) and math.isnan(score.as_dict()["trait"])  # type: ignore[arg-type]
-        statuses[sample.id] = ((score.metadata or {})["status"], score.explanation)
-    assert statuses == {"declined": ("refusal", None), "broken": ("unscored", "RuntimeError: down")}
-
-
-def test_metrics_read_scores_as_the_reducer_leaves_them() -> None:
-    both = {"*": [mean_of_scored(), n_scored()]}
-    values: list[Any] = [{"trait": 80.0, "unscored": 0.0}, {"trait": 30.0, "unscored": 0.0}]
-    assert_agreeing_epochs_change_nothing(both, values)
-    assert_agreeing_epochs_change_nothing(both, [*values, {"trait": math.nan, "unscored": 1.0}])
-    epochs = [[{"trait": value} for value in sample] for sample in ((80.0, 60.0), (10.0, 20.0))]
-    found = {name.split("/")[-1]: value for name, value in run_metrics(both, epochs).items()}
-    assert found == {"mean_of_scored": pytest.approx(42.5), "n_scored": 2}
-
-
-def test_without_the_role_nothing_is_judged(tmp_path: Path) -> None:
-    task = Task(
-        dataset=MemoryDataset([Sample(id="a", input="?", metadata={"answer": "x"})]),
-        solver=given_response(),
-        scorer=trait_judge("evil"),
-    )
-    log = inspect_eval(task, model="mockllm/model", log_dir=str(tmp_path), display="none")[0]
-    assert log.status == "error" and log.error is not None and "grader" in log.error.message
 
 
 # Phrases and repetition

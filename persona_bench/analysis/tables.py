@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE
+from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
 
@@ -437,9 +437,11 @@ def monitoring_points(samples: Samples, trait: str, direction: str, layer: float
 def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> pd.DataFrame:
     """Labelled answers: over 50 is positive, under 50 negative; 50 itself counts for rank, pairs and kappa only.
 
-    `source` is `written` or `model` (real responses), and `all`, on which the gate stands, for both together.
+    `source` is `written` or `model` (real responses), and `all`, on which the gate stands, for both together. A judge
+    that gave too few of them a score passes nothing, however right it was about those.
     """
     rows: list[Row] = []
+    enough = claim("J-judge-valid").min_n
     everything = judge.assign(source="all")
     for key, part in _groups(pd.concat([judge, everything]), "trait", "grader", "method", "half", "source"):
         score, level, ids = _said(part), part["level"].astype(float), part["question_id"]
@@ -455,7 +457,8 @@ def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> p
             use = against.notna()
             found = statistic(score[use], against[use], ids[use], rng=draw.rng(*name, column), resamples=draw.resamples)
             row |= _spread(column, found)
-        row["passes"] = row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY
+        right = row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY
+        row["passes"] = right and row["n_scored"] >= enough
         rows.append(row)
     for trait in {row["trait"] for row in rows}:
         mine = [row for row in rows if row["trait"] == trait and row["grader"] != BASELINE]

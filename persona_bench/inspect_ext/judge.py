@@ -9,7 +9,6 @@ is the paper's method (section 2.1 and appendix B), `sampled` serves where there
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,9 +21,9 @@ from inspect_ai.util import LimitExceededError
 
 from persona_bench.definitions.outcomes import METHODS, TRAIT_CUT, Method
 from persona_bench.definitions.traits import Trait, load_refusals, load_trait
-from persona_bench.errors import RunError
+from persona_bench.errors import DataError, PersonaBenchError, RunError
 from persona_bench.inspect_ext.calibration import calibrated
-from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples
+from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples, together
 from persona_bench.inspect_ext.judgement import Judgement, as_score, measured, merge
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.voices import ask_voice, read
@@ -52,23 +51,32 @@ def is_refusal(text: str) -> bool:
 
 # -- one grader ------------------------------------------------------------------------------------------------------
 
-_without_logprobs: set[str] = set()
+_OPERATIONAL = {
+    "max_retries",
+    "timeout",
+    "attempt_timeout",
+    "max_connections",
+    "adaptive_connections",
+    "cache",
+    "batch",
+}
+_without_logprobs: set[tuple[str, str]] = set()
 
 
 async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, method: Method) -> Judgement:
     """By a grader that answers in words; under `auto`, sampled numbers serve where it gives no logprobs."""
-    if method == "sampled" or (method == "auto" and str(grader) in _without_logprobs):
+    if method == "sampled" or (method == "auto" and (str(grader), _address(grader)) in _without_logprobs):
         return await judge_by_samples(grader, trait, question, answer)
     try:
         result = await judge_by_logprobs(grader, trait, question, answer)
-    except LimitExceededError:
+    except (RunError, LimitExceededError):
         raise
     except Exception as error:
         if method != "auto" or "logprob" not in str(error).lower():
             raise
         result = Judgement("unscored", reason=str(error))
     if method == "auto" and result.status == "unscored" and "logprob" in result.reason.lower():
-        _without_logprobs.add(str(grader))
+        _without_logprobs.add((str(grader), _address(grader)))
         return await judge_by_samples(grader, trait, question, answer)
     return result
 
@@ -103,12 +111,14 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
             return await ask(grader, trait, question, answer, method)
         key = key_of(str(VERSION), identity, method, trait.rubric, question, answer)
         return await judged_once(key, lambda: ask(grader, trait, question, answer, method))
-    except (RunError, LimitExceededError):
+    except DataError as error:  # this response cannot be judged, such as one longer than a local grader's context
+        return Judgement("unscored", reason=str(error))
+    except (PersonaBenchError, LimitExceededError):
         raise
     except Exception as error:
         # Providers raise errors of their own; each becomes a counted outcome that carries its text.
         first = next(iter(str(error).splitlines()), "")
-        return Judgement("unscored", reason=f"{type(error).__name__}: {first}")
+        return Judgement("unscored", reason=": ".join(filter(None, (type(error).__name__, first))))
 
 
 async def _identity(grader: Model, trait: Trait, method: Method) -> str | None:
@@ -117,15 +127,21 @@ async def _identity(grader: Model, trait: Trait, method: Method) -> str | None:
         return (await calibrated(grader, trait, method)).key
     if str(grader).startswith("mockllm/"):
         return None
-    config = grader.config.model_dump(exclude_none=True, mode="json")
-    return json.dumps([str(grader), grader.api.base_url, grader.model_args, config], sort_keys=True, default=str)
+    config = grader.config.model_dump(exclude_none=True, mode="json", exclude=_OPERATIONAL)
+    return json.dumps([str(grader), _address(grader), grader.model_args, config], sort_keys=True, default=str)
+
+
+def _address(grader: Model) -> str:
+    """Where a grader's service is; its own client knows that even where an environment variable says it."""
+    client = getattr(grader.api, "client", None)
+    return str(getattr(client, "base_url", None) or grader.api.base_url or "")
 
 
 async def judge_panel(
     graders: Sequence[Model], trait: Trait, question: str, answer: str, method: Method = "auto"
 ) -> Judgement:
     """Judge one response by every grader and join their outcomes (`judgement.merge`)."""
-    results = await asyncio.gather(*(judge(grader, trait, question, answer, method) for grader in graders))
+    results = await together(*(judge(grader, trait, question, answer, method) for grader in graders))
     return results[0] if len(results) == 1 else merge([str(grader) for grader in graders], results)
 
 

@@ -28,11 +28,12 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
-from persona_bench.errors import DataError, ModelError, VectorError
+from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
-from persona_bench.models.engine import Projections, Reading, Row, RowResult
+from persona_bench.models.engine import Projections, Row, RowResult
 from persona_bench.models.loading import load
+from persona_bench.models.reading import reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.models.worker import WORKER
@@ -110,20 +111,9 @@ class PersonaAPI(ModelAPI):
         """Token ids of a text, without special tokens."""
         return list(response_ids(self.loaded.tokenizer, text))
 
-    async def read_answer(self, question: str, answer: str, layer: int) -> np.ndarray:
-        """Mean residual stream of an answer's tokens after `layer` blocks: `(d_model,)` float64.
-
-        The question stands before it as the user's message. The pass ends at that layer; nothing is generated,
-        steered or logged.
-        """
-        tokenizer = self.loaded.tokenizer
-        prompt = prompt_ids(tokenizer, [{"role": "user", "content": question}])
-        tokens = prompt + response_ids(tokenizer, answer)
-        if len(tokens) == len(prompt):
-            raise DataError("an answer without any token cannot be read")
-        span = (len(prompt), len(tokens))
-        row = Row(tokens, reading=Reading((layer,), (span,)), shared_prefix=len(prompt))
-        (result,) = await _results([row], self)
+    async def read_answer(self, question: str, answer: str) -> np.ndarray:
+        """Mean residual stream of an answer's tokens (`reading`), `(d_model,)` float64; nothing is logged."""
+        (result,) = await _results([reading_row(self.loaded, question, answer)], self)
         assert result.read is not None
         return np.asarray(result.read[0, 0].astype(np.float64))
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from persona_bench.inspect_ext.provider import PersonaAPI
 
 VOICES = ("probe", "contrast", "yes_no")  # cheapest first
-READ_DEPTH = 4 / 7  # of the blocks: deeper adds time and no accuracy, on the calibrating half
 
 
 def local_api(grader: Model) -> PersonaAPI:
@@ -44,9 +43,8 @@ async def ask_voice(grader: Model, trait: Trait, question: str, answer: str, voi
 
 
 async def read(grader: Model, question: str, answer: str) -> np.ndarray:
-    """Mean residual stream of the answer's tokens at `READ_DEPTH`, given the question: `(d_model,)` float64."""
-    api = local_api(grader)
-    return await api.read_answer(question, answer, max(round(READ_DEPTH * api.loaded.n_layers), 1))
+    """Mean residual stream of the answer's tokens (`models.reading`): `(d_model,)` float64."""
+    return await local_api(grader).read_answer(question, answer)
 
 
 def voice_items(trait: Trait, question: str, answer: str, voice: str) -> list[ScoreItem]:

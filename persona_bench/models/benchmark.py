@@ -10,8 +10,9 @@ import torch
 
 from persona_bench.models.attention import ATTENTION_NAME
 from persona_bench.models.chat import prompt_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine, Row, RowResult
 from persona_bench.models.loading import LoadedModel, load
+from persona_bench.models.reading import reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 
@@ -19,7 +20,9 @@ N_DIRECTIONS = 3
 TEMPERATURE = 0.7
 
 
-def measure(model: str, batch: int, tokens: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    model: str, batch: int, tokens: int, repeats: int, say: Callable[[str], None], grader: str = ""
+) -> dict[str, Any]:
     """Throughput in generated tokens a second of `generate` and of the engine's variants, and their ratios.
 
     Every round times each variant once, in turn, so that a slow spell of the machine hits all alike. A variant's
@@ -32,6 +35,7 @@ def measure(model: str, batch: int, tokens: int, repeats: int, say: Callable[[st
         tokens: new tokens a row.
         repeats: rounds.
         say: told about progress.
+        grader: local weights that judge; how long they take to read what `engine` generates is timed too.
     """
     loaded = load(model)
     engine = Engine(loaded, max_batch=batch)
@@ -59,6 +63,8 @@ def measure(model: str, batch: int, tokens: int, repeats: int, say: Callable[[st
         "engine steered captured": lambda: engine.run(rows(one, capture)),
         "engine mixed captured": lambda: engine.run(rows(many, capture)),
     }
+    if grader:
+        variants["judging"] = _judging(load(grader), loaded, prompts, variants["engine"])
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(-1, repeats):  # the first round warms up
         for name, variant in variants.items():
@@ -86,8 +92,22 @@ def measure(model: str, batch: int, tokens: int, repeats: int, say: Callable[[st
             "steered captured / plain engine": ratio("engine", "engine steered captured"),
             "captured / plain engine": ratio("engine", "engine captured"),
             "mixed / one intervention": ratio("engine steered captured", "engine mixed captured"),
+            **({"time judging / time generating": ratio("judging", "engine")} if grader else {}),
         },
     }
+
+
+def _judging(
+    reader: LoadedModel, loaded: LoadedModel, prompts: list[tuple[int, ...]], generate: Callable[[], list[RowResult]]
+) -> Callable[[], Any]:
+    """Read the responses of one generation as a local grader reads them, questions shared as they are in an eval."""
+    engine = Engine(reader, max_batch=len(prompts))
+    answers = [loaded.tokenizer.decode(result.tokens) for result in generate()]
+    rows = [
+        reading_row(reader, f"Question {prompts.index(prompt)}?", answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return lambda: engine.run(rows)
 
 
 def _prompts(loaded: LoadedModel, n: int) -> list[tuple[int, ...]]:
