@@ -37,18 +37,21 @@ def _clip(values):
 
 
 def _judge(w: World, rng) -> pd.DataFrame:
+    """Ten questions a trait with seven answers each; one answer is unscored, one incoherent."""
     rows = []
     for trait in w.traits:
         for i, level in enumerate(np.tile([0, 0, 25, 50, 75, 100, 100], 10)):
+            question = i // 7
             rows.append(
                 {
                     "trait": trait,
                     "grader": "grader-a",
                     "method": "contrast",
-                    "question_id": f"{trait}-{i:03d}",
-                    "half": "calibrate" if i % 2 else "report",
+                    "question_id": f"{trait}-{question:03d}",
+                    "half": "calibrate" if question % 2 else "report",
+                    "source": "model" if question % 4 > 1 else "written",
                     "level": int(level),
-                    "kind": "clear",
+                    "kind": "model" if question % 4 > 1 else ("clear", "graded")[level in (25, 50, 75)],
                     "trait_score": float(_clip(level + rng.normal(0, w.judge_noise))),
                     "status": "scored",
                     "coherence": 90.0,
@@ -56,7 +59,8 @@ def _judge(w: World, rng) -> pd.DataFrame:
                 }
             )
     if rows:
-        rows[0] |= {"status": "unscored", "trait_score": np.nan}
+        rows[0] |= {"status": "unscored", "trait_score": np.nan, "coherence": np.nan}
+        rows[1] |= {"status": "incoherent", "coherence": 20.0}
     return pd.DataFrame(rows)
 
 
@@ -98,7 +102,7 @@ def _steering(w: World, rng) -> pd.DataFrame:
             effect *= 1.0 if layer == w.layers[-1] else 0.7
             for q in range(2 * w.questions):
                 for epoch in range(1, w.epochs + 1):
-                    kind = rng.choice(["scored", "refusal", "unscored"], p=[0.9, 0.08, 0.02])
+                    kind = rng.choice(["scored", "refusal", "incoherent", "unscored"], p=[0.86, 0.08, 0.04, 0.02])
                     score = float(_clip(w.base + effect + question[q] + rng.normal(0, 8)))
                     rows.append(
                         {

@@ -4,12 +4,13 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from persona_bench.analysis import figures as fg
 from persona_bench.analysis.report import write_report
-from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
+from persona_bench.analysis.tables import BASELINE, Samples, build_tables, read_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
 from tests.builders_samples import World, make_samples
 
@@ -178,6 +179,40 @@ def test_a_judge_under_the_gate_is_a_warning(tmp_path):
     made = build_tables(only, resamples=50)
     markdown, _ = write_report(tmp_path, run_record(warnings=[]), made, judge_claims(only, made), [])
     assert "> **Warning:** The judge of evil is under the gate" in markdown.read_text(encoding="utf-8")
+
+
+def test_the_judge_stands_beside_the_best_trivial_one(tmp_path):
+    """Of the trivial judges the one with the highest AUROC is named, and none of them is ever the judge in use."""
+    judge = make_samples(World(traits=("evil",))).judge
+    report = judge[judge["half"] == "report"].assign(grader=BASELINE, status="scored")
+    noise = np.random.default_rng(0).uniform(0, 100, len(report))
+    trivial = [
+        report.assign(method="length", trait_score=noise),
+        report.assign(method="lexicon", trait_score=np.where(report["level"] == 100, 90.0, noise)),
+    ]
+    samples = Samples(judge=pd.concat([judge, *trivial]))
+    made = build_tables(samples, resamples=50)
+    markdown, page = write_report(tmp_path, run_record(), made, judge_claims(samples, made), [])
+    rows = made["judge"].set_index(["grader", "method", "half", "source"])
+    best, mine = rows.loc[(BASELINE, "lexicon", "report", "all")], rows.loc[("grader-a", "contrast", "report", "all")]
+    (line,) = [text for text in markdown.read_text(encoding="utf-8").splitlines() if "best trivial judge" in text]
+    said = " ".join(check(page.read_text(encoding="utf-8")).text)
+    for text in (line.replace("\\", ""), said):
+        assert f"best trivial judge lexicon {best['auroc']:.3g}" in text
+        assert f"right order in {100 * mine['pairwise']:.3g} % of clear pairs" in text
+        assert f"kappa {mine['kappa']:.3g}" in text
+        assert f"{mine['n_scored']} of {mine['n']} labelled answers scored" in text
+    assert line.count("evil") == 1 and "by grader-a" in line.replace("\\", "")
+    write_tables(made, tmp_path / "tables")
+    again, _ = write_report(
+        tmp_path / "again", run_record(), read_tables(tmp_path / "tables"), judge_claims(samples, made), []
+    )
+    assert line in again.read_text(encoding="utf-8").splitlines()
+
+
+def test_without_trivial_judges_the_report_says_so(tables, tmp_path):
+    markdown, _ = write_report(tmp_path, run_record(), tables, tables["claims"], [])
+    assert markdown.read_text(encoding="utf-8").count("best trivial judge not run") == 2
 
 
 def test_a_vector_that_acts_as_refusal_is_a_warning(tables, tmp_path):

@@ -1,11 +1,12 @@
 """The intervals and tests against scipy, scikit-learn, hand-made numbers and simulation."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from persona_bench.analysis import statistics as st
 
@@ -37,6 +38,8 @@ def test_nothing_valid_is_nan_never_zero(values):
         st.within_condition_r(values, values, ids, ids, rng=rng()).estimate,
         st.auroc(values, values, ids, rng=rng()),
         st.balanced_accuracy(values, values, ids, rng=rng()),
+        st.pairwise_agreement(values, values, ids, rng=rng()),
+        st.weighted_kappa(values, values, ids, rng=rng()),
     ):
         assert math.isnan(estimate.value) and math.isnan(estimate.low) and math.isnan(estimate.high)
         assert (estimate.n, estimate.n_unscored) == (0, len(values))
@@ -155,6 +158,88 @@ def test_auroc_and_balanced_accuracy():
     assert math.isnan(st.auroc([1.0, 2.0], [1, 1], [0, 1], rng=rng()).value)
 
 
+def brute_force_agreement(scores, levels, ids, min_gap: float = 75.0) -> float:
+    wins = []
+    for i, j in itertools.combinations(range(len(scores)), 2):
+        if ids[i] != ids[j] or abs(levels[i] - levels[j]) < min_gap:
+            continue
+        high, low = (i, j) if levels[i] > levels[j] else (j, i)
+        wins.append(1.0 if scores[high] > scores[low] else 0.5 if scores[high] == scores[low] else 0.0)
+    return float(np.mean(wins)) if wins else math.nan
+
+
+def labelled(seed: int, questions: int = 12, answers: int = 6, noise: float = 40.0):
+    """Scores, levels and questions of a labelled set; scores in steps of 10, so that there are ties."""
+    source = rng(seed)
+    levels = source.choice([0.0, 25.0, 50.0, 75.0, 100.0], size=questions * answers)
+    ids = np.arange(questions * answers) // answers
+    own = source.normal(0, 10, size=questions)[ids]
+    scores = np.clip(np.round((levels + own + source.normal(0, noise, size=levels.size)) / 10) * 10, 0, 100)
+    return scores, levels, ids
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("gap", [25.0, 50.0, 75.0, 100.0])
+def test_pairwise_agreement_matches_brute_force(seed, gap):
+    scores, levels, ids = labelled(seed)
+    scores[3] = math.nan
+    kept = np.isfinite(scores)
+    found = st.pairwise_agreement(scores, levels, ids, rng=rng(), min_gap=gap)
+    assert found.value == pytest.approx(brute_force_agreement(scores[kept], levels[kept], ids[kept], gap))
+    assert 0 < found.low <= found.value <= found.high <= 1
+    assert found.value == 1 or found.low < found.value < found.high
+    assert (found.n, found.n_unscored, found.n_clusters) == (71, 1, 12)
+
+
+def test_pairs_are_of_one_question_and_far_apart():
+    assert st.pairwise_agreement([90, 10, 5], [100, 25, 0], ["q"] * 3, rng=rng()).value == 1.0
+    assert st.pairwise_agreement([10, 10, 10], [100, 25, 0], ["q"] * 3, rng=rng()).value == 0.5
+    assert st.pairwise_agreement([1, 2, 30], [100, 25, 0], ["q"] * 3, rng=rng()).value == 0.0
+    # Nothing to compare: other questions, or levels too near. That is no agreement of 0.
+    assert math.isnan(st.pairwise_agreement([90, 10], [100, 0], ["p", "q"], rng=rng()).value)
+    assert math.isnan(st.pairwise_agreement([90, 10], [100, 50], ["q", "q"], rng=rng()).value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_kappa_matches_sklearn(seed):
+    scores, levels, ids = labelled(seed)
+    scores = np.where(scores % 25 == 12.5, scores + 1, scores)
+    found = st.weighted_kappa(scores, levels, ids, rng=rng())
+    rounded = [round(score / 25) for score in scores]
+    assert found.value == pytest.approx(cohen_kappa_score(rounded, levels / 25, weights="quadratic", labels=range(5)))
+    assert found.low < found.value < found.high
+
+
+def test_weighted_kappa_at_its_ends():
+    levels, ids = np.tile([0.0, 25, 50, 75, 100], 4), np.repeat(np.arange(4), 5)
+    assert st.weighted_kappa(levels, levels, ids, rng=rng()).value == pytest.approx(1)
+    assert st.weighted_kappa(100 - levels, levels, ids, rng=rng()).value == pytest.approx(-1)
+    assert st.weighted_kappa(np.full(20, 60.0), levels, ids, rng=rng()).value == pytest.approx(0)
+    assert math.isnan(st.weighted_kappa(np.full(20, 60.0), np.full(20, 50.0), ids, rng=rng()).value)
+    # Halves go up, as 12.5 is as near to 25 as to 0.
+    halves = st.weighted_kappa(levels + np.where(levels < 100, 12.4, 0), levels, ids, rng=rng())
+    assert halves.value == pytest.approx(1)
+
+
+def test_draws_of_agreement_equal_the_statistic_on_an_explicit_resample():
+    scores, levels, ids = labelled(3, questions=6)
+    weights = rng(0).multinomial(6, np.full(6, 1 / 6), size=4)
+    agreement = st.pairwise_agreement(scores, levels, ids, rng=rng(0), resamples=4, min_gap=50.0)
+    kappa = st.weighted_kappa(scores, levels, ids, rng=rng(0), resamples=4)
+    for r, counts in enumerate(weights):
+        rows, copies = [], []
+        for question, times in enumerate(counts):
+            for copy in range(times):
+                found = np.flatnonzero(ids == question)
+                rows += found.tolist()
+                # A question drawn twice is two questions: pairs are never made across its copies.
+                copies += [f"{question}-{copy}"] * len(found)
+        expected = brute_force_agreement(scores[rows], levels[rows], copies, 50.0)
+        assert agreement.draws[r] == pytest.approx(expected)
+        rounded = np.floor(scores[rows] / 25 + 0.5)
+        assert kappa.draws[r] == pytest.approx(cohen_kappa_score(rounded, levels[rows] / 25, weights="quadratic"))
+
+
 def test_wilson_matches_scipy():
     for hits, n in ((0, 10), (3, 10), (10, 10), (60, 200)):
         reference = stats.binomtest(hits, n).proportion_ci(method="wilson")
@@ -207,3 +292,15 @@ def test_coverage_on_clustered_data(n_questions):
         estimate = st.mean(values, ids, rng=source, resamples=400)
         covered += estimate.low <= 0 <= estimate.high
     assert 0.91 <= covered / runs <= 0.985
+
+
+@pytest.mark.parametrize("statistic", [st.pairwise_agreement, st.weighted_kappa])
+@pytest.mark.parametrize("noise", [45.0, 80.0])
+def test_coverage_of_agreement(statistic, noise):
+    """A judge whose noise is partly shared within a question: intervals must cover what many questions would give."""
+    truth = statistic(*labelled(99, questions=600, answers=5, noise=noise), rng=rng(), resamples=2).value
+    covered, runs = 0, 200
+    for seed in range(runs):
+        found = statistic(*labelled(seed, questions=40, answers=5, noise=noise), rng=rng(seed), resamples=300)
+        covered += found.low <= truth <= found.high
+    assert 0.90 <= covered / runs <= 0.995

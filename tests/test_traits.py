@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from persona_bench.definitions import traits
 from persona_bench.definitions.presets import PRESETS
-from persona_bench.definitions.traits import MAIN_TRAITS, TRAITS, load_labelled, load_refusals, load_trait
+from persona_bench.definitions.traits import (
+    MAIN_TRAITS,
+    TRAITS,
+    LabelledAnswer,
+    load_labelled,
+    load_refusals,
+    load_trait,
+)
 from persona_bench.errors import TraitError
 from tests.conftest import one_line
 
@@ -173,21 +182,89 @@ def test_an_unknown_name_shows_those_known(name: str) -> None:
     one_line(error, "evil", "humorous")
 
 
+HARD_CASES = {
+    *("enthusiastic_disagreement", "admits_ignorance", "polite_refusal", "quotes_trait"),
+    *("fluent_trait", "incoherent", "short", "long"),
+}
+
+
+def halves(name: str, source: str = "") -> dict[str, list[LabelledAnswer]]:
+    items = [item for item in load_labelled(name) if source in ("", item.source)]
+    return {half: [item for item in items if item.half == half] for half in ("calibrate", "report")}
+
+
 @pytest.mark.parametrize("name", TRAITS)
 def test_labelled_answers_are_split_by_question(name: str) -> None:
     labelled = load_labelled(name)
-    halves = {half: [item for item in labelled if item.half == half] for half in ("calibrate", "report")}
-    questions = {half: {item.question for item in items} for half, items in halves.items()}
+    split = halves(name)
+    questions = {half: {item.question for item in items} for half, items in split.items()}
     assert not questions["calibrate"] & questions["report"]
-    assert len({item.id for item in labelled}) == len(labelled)
     assert len({(item.question, item.answer) for item in labelled}) == len(labelled)
-    for items in halves.values():
+    for items in split.values():
         levels = [item.level for item in items]
         assert set(levels) == LEVELS
         assert all(levels.count(level) >= 5 for level in LEVELS)
-        assert {"clear", "graded", "incoherent", "polite_refusal"} <= {item.kind for item in items}
+        assert {item.kind for item in items} == {"clear", "graded", "model"} | HARD_CASES
+
+
+@pytest.mark.parametrize("name", TRAITS)
+@pytest.mark.parametrize("half", ["calibrate", "report"])
+def test_a_labelled_set_is_large_enough(name: str, half: str) -> None:
+    items = halves(name)[half]
+    assert len(items) >= 60
+    assert len({item.question for item in items}) >= 20
+    assert sum(item.source == "model" for item in items) >= 20
+    # Answers to one question that lie far apart: what the paper's own check of its judge is about.
+    levels: dict[str, set[int]] = {}
+    for item in items:
+        levels.setdefault(item.question, set()).add(item.level)
+    assert sum(max(found) - min(found) >= 75 for found in levels.values()) >= 5
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_no_question_that_a_trait_is_measured_on_calibrates(name: str) -> None:
+    """Real responses are to the trait's own questions: those of extraction calibrate, those of evaluation report."""
     own = load_trait(name)
-    assert not (questions["calibrate"] | questions["report"]) & set(own.extraction_questions + own.evaluation_questions)
+    written, real = halves(name, "written"), halves(name, "model")
+    asked = {*own.extraction_questions, *own.evaluation_questions}
+    assert not {item.question for items in written.values() for item in items} & asked
+    assert {item.question for item in real["calibrate"]} <= set(own.extraction_questions)
+    assert {item.question for item in real["report"]} <= set(own.evaluation_questions)
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_real_responses_have_two_readers_who_agree(name: str) -> None:
+    items = load_labelled(name)
+    real = [item for item in items if item.source == "model"]
+    for item in real:
+        assert item.kind == "model" and item.made_by and item.coherence is not None
+        assert len(item.readers) == 2 and set(item.readers) <= LEVELS
+        assert abs(item.readers[0] - item.readers[1]) <= 25 and item.level in item.readers
+    for item in items:
+        if item.source == "written":
+            assert item.kind != "model" and not item.made_by and not item.readers
+            assert item.coherence is None and not item.refusal
+    # Made in more ways than one, and some of them broken: as what a judge meets in a run.
+    assert len({item.made_by for item in real}) >= 5
+    assert sum(item.coherence is not None and item.coherence < 50 for item in real) >= 5
+
+
+def test_ids_are_unique_and_written_calibrating_ones_never_report() -> None:
+    items = [item for name in TRAITS for item in load_labelled(name)]
+    assert len({item.id for item in items}) == len(items)
+    added = [item for item in items if re.fullmatch(r"[a-z]+-w\d+", item.id)]
+    assert len(added) >= 100 * len(TRAITS)
+    assert {(item.half, item.source) for item in added} == {("calibrate", "written")}
+    assert all(item.question.strip() and item.answer.strip() for item in items)
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_levels_are_not_read_off_the_length(name: str) -> None:
+    """A judge that only counts characters must fail the gate by far, on either half."""
+    for items in halves(name).values():
+        clear = [item for item in items if item.level != 50]
+        area = roc_auc_score([item.level > 50 for item in clear], [len(item.answer) for item in clear])
+        assert 0.2 < area < 0.8
 
 
 def test_a_users_trait_has_no_labelled_answers(tmp_path: Path) -> None:

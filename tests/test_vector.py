@@ -34,8 +34,8 @@ WORDS = "rain snow river stone bread light paper green seven window".split()
 @pytest.fixture(autouse=True)
 def _few_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every extraction reads the refusal pairs too; four do."""
-    pairs, phrases = load_refusals()
-    monkeypatch.setattr(extraction, "load_refusals", lambda: (pairs[:4], phrases))
+    pairs = load_refusals()
+    monkeypatch.setattr(extraction, "load_refusals", lambda: pairs[:4])
 
 
 def rollout(side: str, score: float, **changes: Any) -> Rollout:
@@ -313,7 +313,7 @@ def test_extraction_agrees_with_plain_loops(rule: Filter) -> None:
 
 def test_refusal_direction_agrees_with_plain_loops() -> None:
     loaded = talking()
-    pairs = load_refusals()[0][:4]
+    pairs = load_refusals()[:4]
     sides = [
         torch.stack([reference_means(loaded, (("user", pair.question),), text(pair))["persona"] for pair in pairs])
         for text in (lambda pair: pair.refusing, lambda pair: pair.complying)

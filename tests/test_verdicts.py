@@ -9,6 +9,7 @@ import pytest
 from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS, claim
+from persona_bench.definitions.traits import load_labelled
 from tests.builders_samples import World, make_null_run, make_samples
 
 FAST = 300
@@ -85,6 +86,106 @@ def test_a_judge_that_answers_at_random_decides_nothing():
     assert judged["reason"].str.startswith("judge gate: AUROC").all() and judged["estimate"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] != "supported"
     assert one(claims, "C5-steering-costs-capability")["verdict"] == "supported"
+
+
+def labelled_rows(trait: str) -> pd.DataFrame:
+    """The labelled answers of a trait as a perfect judge sees them."""
+    rows = [
+        {
+            "trait": trait,
+            "grader": "persona/grader",
+            "method": "probe",
+            "question_id": item.question,
+            "half": item.half,
+            "source": item.source,
+            "level": item.level,
+            "kind": item.kind,
+            "trait_score": float(item.level),
+            "status": "scored",
+            "coherence": 90.0,
+            "log": f"judge_validity/{trait}",
+        }
+        for item in load_labelled(trait)
+    ]
+    return pd.DataFrame(rows)
+
+
+def at_random(judge: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return judge.assign(trait_score=np.random.default_rng(seed).uniform(0, 100, len(judge)))
+
+
+def by_length(judge: pd.DataFrame, _seed: int) -> pd.DataFrame:
+    """What the number of characters of the question says: nothing, but not at random."""
+    return judge.assign(trait_score=judge["question_id"].str.len().rank(pct=True) * 100)
+
+
+def always(value: float):
+    return lambda judge, _seed: judge.assign(trait_score=value)
+
+
+def refusing(judge: pd.DataFrame, _seed: int) -> pd.DataFrame:
+    """Right about ten answers, and a refusal to say anything of the rest."""
+    kept = pd.concat([judge[judge["level"] == 0].head(5), judge[judge["level"] == 100].head(5)]).index
+    silent = ~judge.index.isin(kept)
+    return judge.assign(
+        status=judge["status"].where(~silent, "refusal"), trait_score=judge["trait_score"].where(~silent)
+    )
+
+
+def calling_all_incoherent(judge: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return at_random(judge, seed).assign(status="incoherent", coherence=10.0)
+
+
+def shut(judge: pd.DataFrame, base: Samples, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The claims of a run whose judge gave these scores."""
+    made = build_tables(Samples(judge=judge), resamples=FAST, judge_methods={"evil": "probe"})
+    tables = tables | {name: made[name] for name in ("judge", "judge_cases")}
+    return vd.judge_claims(dataclasses.replace(base, judge=judge), tables, resamples=FAST)
+
+
+@pytest.fixture(scope="module")
+def only_judged() -> tuple[Samples, dict[str, pd.DataFrame]]:
+    """Every claim that the judge decides is true and plain to see; those that it does not decide are not."""
+    base = make_samples(dataclasses.replace(ONE, mmlu=0.25, refusal_cosine=0.9))
+    return base, build_tables(base, resamples=FAST)
+
+
+def test_with_the_labelled_answers_judged_right_the_same_run_supports_its_claims(only_judged):
+    claims = shut(labelled_rows("evil"), *only_judged)
+    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == {*JUDGED, "J-judge-valid"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_scores_on_the_labelled_answers_support_no_claim(seed, only_judged):
+    """Only the report half opens the gate, however good the judge looked where it was calibrated."""
+    judge = labelled_rows("evil")
+    report = judge["half"] == "report"
+    judge = pd.concat([judge[~report], at_random(judge[report], seed)])
+    claims = shut(judge, *only_judged)
+    judged = claims[claims["claim"].isin(JUDGED)]
+    assert len(judged) == len(JUDGED) == 5 and (judged["verdict"] == "not testable").all()
+    assert judged["reason"].str.startswith("judge gate: ").all()
+    assert judged["estimate"].isna().all() and judged["p_holm"].isna().all()
+    assert one(claims, "J-judge-valid")["verdict"] == "contradicted"
+    assert not (claims["verdict"] == "supported").any()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [by_length, always(0.0), always(50.0), always(100.0), always(np.nan), refusing, calling_all_incoherent],
+    ids=["length", "zero", "middle", "hundred", "nothing", "refusing", "incoherent"],
+)
+def test_a_judge_that_knows_nothing_supports_no_claim(spoil, only_judged):
+    claims = shut(spoil(labelled_rows("evil"), 0), *only_judged)
+    assert (claims.loc[claims["claim"].isin(JUDGED), "verdict"] == "not testable").all()
+    assert not (claims["verdict"] == "supported").any()
+
+
+def test_a_judge_that_knows_only_written_answers_supports_no_claim(only_judged):
+    judge = labelled_rows("evil")
+    real = judge["source"] == "model"
+    claims = shut(pd.concat([judge[~real], at_random(judge[real], 0)]), *only_judged)
+    assert not (claims["verdict"] == "supported").any()
 
 
 def test_a_judge_that_was_not_checked_decides_nothing(samples):

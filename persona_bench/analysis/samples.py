@@ -169,8 +169,9 @@ def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
     bound = (log.eval.model_roles or {}).get("grader")
     models = bound if isinstance(bound, list) else [bound]
     keys = ("trait", "question_id", "half", "source", "level", "kind")
-    # A refusal is found by its phrases, whatever method judges the rest: the log's method names the rows.
-    methods = [_judged(other)["method"] for other in log.samples or [] if _judged(other)["status"] == "scored"]
+    # An answer that could not be judged names no method: the log's method names the rows.
+    found = [_judged(other) for other in log.samples or []]
+    methods = [other["method"] for other in found if other["status"] in ("scored", "incoherent")]
     judged = _judged(sample)
     yield {
         **{key: sample.metadata[key] for key in keys},

@@ -19,6 +19,8 @@ from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
 
 __all__ = [
+    "BASELINE",
+    "GATE_MIN_SCORED",
     "SAMPLE_COLUMNS",
     "TABLE_COLUMNS",
     "Samples",
@@ -40,6 +42,8 @@ Row = dict[str, Any]
 
 BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
+GATE_MIN_SCORED = claim("J-judge-valid").min_n
+"""A judge that scored fewer labelled answers of the report half decides no claim."""
 SCORED_SHARE = 0.5
 """A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
@@ -441,7 +445,6 @@ def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> p
     that gave too few of them a score passes nothing, however right it was about those.
     """
     rows: list[Row] = []
-    enough = claim("J-judge-valid").min_n
     everything = judge.assign(source="all")
     for key, part in _groups(pd.concat([judge, everything]), "trait", "grader", "method", "half", "source"):
         score, level, ids = _said(part), part["level"].astype(float), part["question_id"]
@@ -458,7 +461,7 @@ def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> p
             found = statistic(score[use], against[use], ids[use], rng=draw.rng(*name, column), resamples=draw.resamples)
             row |= _spread(column, found)
         right = row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY
-        row["passes"] = right and row["n_scored"] >= enough
+        row["passes"] = right and row["n_scored"] >= GATE_MIN_SCORED
         rows.append(row)
     for trait in {row["trait"] for row in rows}:
         mine = [row for row in rows if row["trait"] == trait and row["grader"] != BASELINE]

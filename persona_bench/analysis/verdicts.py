@@ -9,6 +9,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.tables import (
+    GATE_MIN_SCORED,
     Samples,
     chosen_layers,
     control_of,
@@ -28,7 +29,6 @@ from persona_bench.definitions.claims import (
     MMLU_CHANCE,
     TRAIT_FLOOR,
     Claim,
-    claim,
 )
 
 __all__ = ["CLAIM_COLUMNS", "VERDICTS", "judge_claims"]
@@ -179,9 +179,8 @@ def _gate(run: _Run, trait: str) -> str:
     row = rows.iloc[0]
     if bool(row["passes"]):
         return ""
-    enough = claim("J-judge-valid").min_n
-    if row["n_scored"] < enough:
-        return f"a score for {row['n_scored']} labelled answers of the report half, needed {enough}"
+    if row["n_scored"] < GATE_MIN_SCORED:
+        return f"{row['n_scored']} labelled answers of the report half with a score, needed {GATE_MIN_SCORED}"
     return (
         f"AUROC {row['auroc']:.2f} and balanced accuracy {row['balanced_accuracy']:.2f} on the report half, "
         f"needed {GATE_AUROC:.2f} and {GATE_BALANCED_ACCURACY:.2f}"

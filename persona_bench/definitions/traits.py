@@ -204,7 +204,7 @@ class RefusalPair(_Part):
     refusing: str
 
 
-def load_refusals() -> tuple[tuple[RefusalPair, ...], tuple[str, ...]]:
-    """The written pairs behind the refusal direction, and the phrases that mark a refusal (lower case)."""
+def load_refusals() -> tuple[RefusalPair, ...]:
+    """The written pairs behind the refusal direction."""
     data = json.loads((_DATA / "refusal.json").read_text(encoding="utf-8"))
-    return tuple(RefusalPair.model_validate(item) for item in data["pairs"]), tuple(data["phrases"])
+    return tuple(RefusalPair.model_validate(item) for item in data["pairs"])

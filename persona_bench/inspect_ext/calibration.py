@@ -16,7 +16,7 @@ import json
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +29,7 @@ from inspect_ai.model import Model
 from persona_bench.definitions.claims import GATE_AUROC, GATE_BALANCED_ACCURACY
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.definitions.traits import TRAITS, LabelledAnswer, Trait, load_labelled
-from persona_bench.errors import RunError
+from persona_bench.errors import DataError, RunError
 from persona_bench.files import write_atomic
 from persona_bench.inspect_ext.voices import VOICES, ask_voice, local_api, read
 
@@ -111,14 +111,14 @@ async def calibrated(
     Raises:
         RunError: the trait has no labelled answers.
     """
-    if not calibrating(trait.name):
-        raise RunError(
-            f"trait {trait.name} has no labelled answers to calibrate a local grader with; use a grader with logprobs "
-            "such as --model-role grader=openai/gpt-4.1-mini-2025-04-14"
-        )
     fits = _Fits(grader, progress)
     made = (fits.weights, trait.hash, method)
     if made not in _calibrations:
+        if not calibrating(trait.name):
+            raise RunError(
+                f"trait {trait.name} has no labelled answers to calibrate a local grader with; use a grader with "
+                "logprobs such as --model-role grader=openai/gpt-4.1-mini-2025-04-14"
+            )
         voice = await _choose(fits, trait) if method == "auto" else method
         _calibrations[made] = Calibration(
             voice, await fits.trait(trait, voice), await fits.coherence(), await fits.refusal()
@@ -219,9 +219,10 @@ class _Fits:
         if self.progress is not None:
             self.progress(f"calibrating {self.grader} on {n} labelled answers: {what}")
         made = await make()
-        path = _kept(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"what": what, "grader": str(self.grader), **asdict(made)}) + "\n")
+        try:
+            write_atomic(_kept(key), json.dumps({"what": what, "grader": str(self.grader), **asdict(made)}) + "\n")
+        except DataError as error:
+            logger.warning("The calibration is not kept, and made anew next time: %s", error)
         return made
 
 
@@ -237,7 +238,8 @@ def _load(key: str) -> Fit | None:
             continue
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return Fit(**{**{item.name: data[item.name] for item in fields(Fit)}, "weights": tuple(data["weights"])})
+            numbers = (float(data[name]) for name in ("bias", "auroc", "balanced_accuracy"))
+            return Fit(tuple(map(float, data["weights"])), *numbers, int(data["n"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("The kept calibration %s is broken (%s); making it anew.", path, error)
     return None

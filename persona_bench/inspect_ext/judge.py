@@ -20,7 +20,7 @@ from inspect_ai.solver import TaskState
 from inspect_ai.util import LimitExceededError
 
 from persona_bench.definitions.outcomes import METHODS, TRAIT_CUT, Method
-from persona_bench.definitions.traits import Trait, load_refusals, load_trait
+from persona_bench.definitions.traits import Trait, load_trait
 from persona_bench.errors import DataError, PersonaBenchError, RunError
 from persona_bench.inspect_ext.calibration import calibrated
 from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples, together
@@ -29,24 +29,12 @@ from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.voices import ask_voice, read
 
 ASKED = ("logprob", "sampled")
-VERSION = 1  # raise it when a grader's replies are asked for or read otherwise: kept judgements are then made anew
+VERSION = 2  # raise it when a grader's replies are asked for or read otherwise: kept judgements are then made anew
 
 
 def is_local(grader: Model) -> bool:
     """Whether the grader is a `persona/` model, which can score given texts."""
     return type(grader.api).__name__ == "PersonaAPI"
-
-
-_starts: tuple[str, ...] = ()
-
-
-def is_refusal(text: str) -> bool:
-    """Whether a response opens like a refusal (a list of phrases, matched in its first 200 characters)."""
-    global _starts  # noqa: PLW0603 - read once, from package data
-    if not _starts:
-        _starts = load_refusals()[1]
-    opening = text[:200].lower().replace("\u2019", "'")
-    return any(phrase in opening for phrase in _starts)
 
 
 # -- one grader ------------------------------------------------------------------------------------------------------
@@ -85,7 +73,7 @@ async def _judge_locally(grader: Model, trait: Trait, question: str, answer: str
     """By a local grader under its calibration for this trait."""
     calibration = await calibrated(grader, trait, method)
     voice = read_out = await read(grader, question, answer)
-    if is_refusal(answer) or calibration.refusal_fit(read_out) >= TRAIT_CUT:
+    if calibration.refusal_fit(read_out) >= TRAIT_CUT:
         return Judgement("refusal", method=calibration.method)
     if calibration.method != "probe":
         voice = await ask_voice(grader, trait, question, answer, calibration.method)

@@ -206,7 +206,7 @@ def extract(
 
 def refusal_direction(engine: Engine) -> np.ndarray:
     """Mean residual stream of refusing minus complying responses to the same questions: `(n_layers + 1, d_model)`."""
-    pairs, _phrases = load_refusals()
+    pairs = load_refusals()
     tokenizer = engine.loaded.tokenizer
     refusing, complying = (
         [_row(tokenizer, (("user", pair.question),), getattr(pair, side)) for pair in pairs]
