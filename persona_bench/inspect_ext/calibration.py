@@ -238,8 +238,8 @@ def _load(key: str) -> Fit | None:
             continue
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            numbers = (float(data[name]) for name in ("bias", "auroc", "balanced_accuracy"))
-            return Fit(tuple(map(float, data["weights"])), *numbers, int(data["n"]))
+            bias, auroc, accuracy = (float(data[name]) for name in ("bias", "auroc", "balanced_accuracy"))
+            return Fit(tuple(map(float, data["weights"])), bias, auroc, accuracy, int(data["n"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("The kept calibration %s is broken (%s); making it anew.", path, error)
     return None

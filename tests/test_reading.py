@@ -1,0 +1,352 @@
+"""Reading: mean residual streams of given stretches, right whatever the row runs with, and no pass deeper than asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from persona_bench.errors import DataError, ModelError
+from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.loading import LoadedModel, default_dtype
+from persona_bench.models.reading import READ_DEPTH, reading_row
+from persona_bench.models.sampling import Sampling
+from persona_bench.models.steering import Capture, Intervention
+from tests.builders import CONFIGS, tiny
+from tests.conftest import one_line, talking
+from tests.test_steering import ANSWER, PROMPT, mixed_rows, reference_states, vector
+
+no_bfloat16 = pytest.mark.skipif(
+    default_dtype(torch.device("cpu")) is not torch.bfloat16,
+    reason="the guarantee is for bfloat16, which this processor does not compute in",
+)
+LAYERS = (1, 3, 4)
+SPANS = ((0, 3), (4, 6), (len(PROMPT), len(PROMPT + ANSWER)), (5, 6))
+N_TOKENS = len(PROMPT + ANSWER)
+
+
+def read(result: RowResult) -> np.ndarray:
+    assert result.read is not None
+    return result.read
+
+
+def readings(n: int, *, shared: bool, layers: tuple[int, ...] = (2,)) -> list[Row]:
+    """Questions of some lengths, each with several answers; every row reads its answer."""
+    rows = []
+    for i in range(n):
+        draw = np.random.default_rng(i)
+        question = tuple(int(t) for t in np.random.default_rng(i % 5).integers(3, 128, 3 + 7 * (i % 5)))
+        answer = tuple(int(t) for t in draw.integers(3, 128, draw.integers(1, 60)))
+        span = (len(question), len(question) + len(answer))
+        prefix = len(question) if shared else 0
+        rows.append(Row(question + answer, reading=Reading(layers, (span,)), shared_prefix=prefix))
+    return rows
+
+
+@contextmanager
+def passes(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts how often each block ("1", "2", ...) and the vocabulary projection ("head") begin."""
+    counted: Counter[str] = Counter()
+
+    def begins(name: str) -> Any:
+        return lambda *_: counted.update([name])
+
+    handles = [block.register_forward_pre_hook(begins(str(i + 1))) for i, block in enumerate(loaded.blocks)]
+    handles.append(loaded.model.get_output_embeddings().register_forward_pre_hook(begins("head")))
+    for name in ("head", "logits_at"):
+        whole = getattr(LoadedModel, name)
+        monkeypatch.setattr(
+            LoadedModel, name, lambda *args, whole=whole, name=name: counted.update(["head"]) or whole(*args)
+        )
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# What is read
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_readings_are_the_means_of_a_plain_pass(kind: str) -> None:
+    loaded = tiny(kind)
+    states = reference_states(loaded, PROMPT + ANSWER)
+    row = Row(PROMPT + ANSWER, reading=Reading(LAYERS, SPANS))
+    found = read(Engine(loaded).run([row])[0])
+    assert found.shape == (len(SPANS), len(LAYERS), 32) and found.dtype == np.float32
+    for i, (start, stop) in enumerate(SPANS):
+        for j, layer in enumerate(LAYERS):
+            np.testing.assert_allclose(found[i, j], states[layer][start:stop].mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_readings_are_the_hidden_means(kind: str) -> None:
+    engine = Engine(tiny(kind))
+    whole = engine.run([Row(PROMPT, ANSWER, hidden_means=True)])[0]
+    assert whole.hidden_means is not None
+    spans = ((len(PROMPT) - 1, len(PROMPT)), (0, len(PROMPT)), (len(PROMPT), N_TOKENS))
+    for layers in ((1, 2, 3, 4), (4, 2), (3,)):
+        found = read(engine.run([Row(PROMPT + ANSWER, reading=Reading(layers, spans))])[0])
+        expected = np.stack([whole.hidden_means[i, list(layers)] for i in range(3)])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.parametrize("shared", [1, 3, len(PROMPT)])
+def test_a_shared_prefix_changes_no_reading(kind: str, shared: int) -> None:
+    spans = tuple(span for span in SPANS if span[0] >= shared)
+    row = Row(PROMPT + ANSWER, reading=Reading(LAYERS, spans))
+    engine = Engine(tiny(kind))
+    first, again = (read(engine.run([replace(row, shared_prefix=shared)])[0]) for _ in range(2))
+    np.testing.assert_allclose(first, read(engine.run([row])[0]), rtol=1e-4, atol=1e-4)
+    assert np.array_equal(first, again)
+
+
+def in_bfloat16(kind: str) -> LoadedModel:
+    loaded = tiny(kind)
+    loaded.model.to(torch.bfloat16)
+    return replace(loaded, dtype=torch.bfloat16)
+
+
+def all_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+@no_bfloat16
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma2", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_alone_and_batched_are_bit_equal(kind: str, shared: bool) -> None:
+    """In bfloat16, of which the engine promises it; `test_invariance` asks the same of real weights."""
+    loaded = in_bfloat16(kind)
+    rows = readings(40, shared=shared)
+    alone = [read(Engine(loaded).run([row])[0]) for row in rows[:12]]
+    for max_batch in (3, 64):
+        together = Engine(loaded, max_batch=max_batch).run(rows)
+        assert all_equal(alone, [read(result) for result in together[:12]])
+    backwards = Engine(loaded).run(rows[::-1])[::-1]
+    assert all_equal(alone, [read(result) for result in backwards[:12]])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_alone_and_batched_agree_in_float32(shared: bool) -> None:
+    loaded = tiny()
+    rows = readings(40, shared=shared)
+    together = Engine(loaded, max_batch=9).run(rows)
+    for row, result in zip(rows, together, strict=True):
+        np.testing.assert_allclose(read(Engine(loaded).run([row])[0]), read(result), rtol=1e-4, atol=1e-4)
+
+
+def test_a_steered_row_is_read_after_steering() -> None:
+    engine, reading = Engine(tiny()), Reading((2, 3), ((len(PROMPT), N_TOKENS), (0, len(PROMPT) - 1)))
+    free = read(engine.run([Row(PROMPT, ANSWER, reading=reading)])[0])
+    steering = (Intervention(2, vector(1), 1.5),)
+    steered = read(engine.run([Row(PROMPT, ANSWER, reading=reading, interventions=steering)])[0])
+    np.testing.assert_allclose(steered[0, 0], free[0, 0] + 1.5 * vector(1).numpy(), atol=1e-4)
+    assert not np.allclose(steered[0, 1], free[0, 1], atol=1e-2)
+    np.testing.assert_allclose(steered[1], free[1], atol=1e-4)
+
+
+# How deep a pass goes
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_reading_pass_ends_at_the_last_layer_read(kind: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny(kind)
+    engine = Engine(loaded, max_batch=8)
+    with passes(loaded, monkeypatch) as counted:
+        engine.run(readings(20, shared=False, layers=(1, depth) if depth > 1 else (1,)))
+    assert counted["1"] >= 3
+    assert {name for name in counted} == {str(layer) for layer in range(1, depth + 1)}
+    assert len(set(counted.values())) == 1
+
+
+def test_only_the_pass_of_a_shared_question_goes_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny()
+    engine = Engine(loaded)
+    with passes(loaded, monkeypatch) as counted:
+        engine.run(readings(20, shared=True))
+        first = Counter(counted)
+        counted.clear()
+        engine.run(readings(20, shared=True))
+    assert first["2"] > first["3"] == first["4"] >= 1 and not first["head"]
+    assert set(counted) == {"1", "2"}, "the questions are kept"
+
+
+@no_bfloat16
+def test_rows_of_several_depths_each_go_as_deep_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = in_bfloat16("llama")
+    rows = [row for layer in (3, 1, 2) for row in readings(4, shared=False, layers=(layer,))]
+    expected = [read(Engine(loaded).run([row])[0]) for row in rows]
+    engine = Engine(loaded)
+    with passes(loaded, monkeypatch) as counted:
+        found = engine.run(rows)
+    assert (counted["1"], counted["2"], counted["3"], counted["4"]) == (3, 2, 1, 0)
+    assert all_equal(expected, [read(result) for result in found])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"continuation": ANSWER},
+        {"alternatives": (3, 4)},
+        {"hidden_means": True},
+        {"capture": Capture(torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0)))},
+        {"sampling": Sampling(5, temperature=0.0, ignore_eos=True)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_row_that_wants_more_gets_all_of_it(more: dict[str, Any]) -> None:
+    engine = Engine(tiny())
+    row = Row(PROMPT, **more)
+    without = engine.run([row])[0]
+    with_reading = engine.run([replace(row, reading=Reading((2,), ((1, 4),)))])[0]
+    np.testing.assert_allclose(
+        read(with_reading), read(engine.run([Row(PROMPT, reading=Reading((2,), ((1, 4),)))])[0]), atol=1e-4
+    )
+    assert without.read is None and same(without, with_reading)
+
+
+def same(first: RowResult, second: RowResult) -> bool:
+    """Whether two results agree, bit for bit, in all but what was read."""
+    pairs = [
+        (first.continuation_logprobs, second.continuation_logprobs),
+        (first.alternative_logprobs, second.alternative_logprobs),
+        (first.hidden_means, second.hidden_means),
+    ]
+    if first.projections is not None and second.projections is not None:
+        names = ("prompt_last", "prompt_mean", "response_mean", "per_token")
+        pairs += [(getattr(first.projections, name), getattr(second.projections, name)) for name in names]
+    return first.tokens == second.tokens and all(
+        (a is None and b is None) or np.array_equal(a, b, equal_nan=True) for a, b in pairs
+    )
+
+
+@no_bfloat16
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_generating_rows_do_not_notice_readers(kind: str) -> None:
+    """Steered, captured, generating rows and readers in one engine: each is as it is without the others."""
+    loaded = in_bfloat16(kind)
+    rows, readers = mixed_rows(16), readings(24, shared=True)
+    texts = Engine(loaded, max_batch=7).run(rows)
+    seen = [read(result) for result in Engine(loaded, max_batch=7).run(readers)]
+    mixed = [row for pair in zip(rows, readers[:16], strict=True) for row in pair] + readers[16:]
+    together = dict(zip(map(id, mixed), Engine(loaded, max_batch=7).run(mixed), strict=True))
+    for row, text in zip(rows, texts, strict=True):
+        other = together[id(row)]
+        assert text.tokens == other.tokens and text.stop_reason == other.stop_reason
+        assert same(text, other)
+    assert all_equal(seen, [read(together[id(row)]) for row in readers])
+
+
+@no_bfloat16
+def test_readers_that_arrive_while_others_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = in_bfloat16("llama")
+    slow = Row(PROMPT, sampling=Sampling(30, temperature=0.0, ignore_eos=True))
+    expected = Engine(loaded).run([slow])[0].tokens
+    alone = read(Engine(loaded).run(readings(1, shared=False))[0])
+    engine = Engine(loaded)
+    text = engine.submit(slow)
+    for _ in range(5):
+        engine.step()
+    with passes(loaded, monkeypatch) as counted:
+        reader = engine.submit(readings(1, shared=False)[0])
+        engine.step()
+    assert reader.done() and not text.done()
+    assert (counted["2"], counted["3"]) == (2, 1), "one pass to read, one to go on writing"
+    while engine.busy:
+        engine.step()
+    assert text.result().tokens == expected and np.array_equal(read(reader.result()), alone)
+
+
+@no_bfloat16
+def test_a_reading_pass_that_does_not_fit_is_halved(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = in_bfloat16("llama")
+    rows = readings(20, shared=True)
+    expected = [read(result) for result in Engine(loaded).run(rows)]
+    forward = loaded.decoder.forward
+
+    def cramped(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].shape[0] > 5:
+            raise torch.OutOfMemoryError("planted")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(loaded.decoder, "forward", cramped)
+    found = Engine(loaded, max_batch=16).run(rows)
+    assert "did not fit in memory" in caplog.text
+    assert all_equal(expected, [read(result) for result in found])
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (5,), (-1,), (2, 5), (0, 2)])
+def test_layers_outside_the_model_are_refused(layers: tuple[int, ...]) -> None:
+    engine = Engine(tiny())
+    with pytest.raises(ModelError) as error:
+        engine.submit(Row(PROMPT, reading=Reading(layers, ((0, 2),))))
+    one_line(error, str(layers), "1..4")
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("span", [(2, 2), (3, 2), (-1, 2), (0, 11), (10, 12), (11, 11)])
+def test_spans_outside_the_row_are_refused(span: tuple[int, int]) -> None:
+    engine = Engine(tiny())
+    with pytest.raises(ModelError) as error:
+        engine.submit(Row(PROMPT, ANSWER, reading=Reading((1,), ((0, 2), span))))
+    one_line(error, f"{span[0]}..{span[1]}", "10")
+    assert not engine.busy
+
+
+def test_a_span_inside_the_shared_prefix_is_refused() -> None:
+    """The states of a kept prefix are gone."""
+    engine = Engine(tiny())
+    with pytest.raises(ModelError) as error:
+        engine.submit(Row(PROMPT, ANSWER, reading=Reading((1,), ((3, 8),)), shared_prefix=4))
+    one_line(error, "3..8", "first 4")
+    assert engine.run([Row(PROMPT, ANSWER, reading=Reading((1,), ((4, 8),)), shared_prefix=4)])[0].read is not None
+
+
+# An answer as a grader reads it
+
+
+def test_an_answer_is_read_after_its_question() -> None:
+    loaded = talking()
+    row = reading_row(loaded, "What is rain?", "It is water.")
+    assert row.reading is not None
+    question = prompt_ids(loaded.tokenizer, [{"role": "user", "content": "What is rain?"}])
+    answer = response_ids(loaded.tokenizer, "It is water.")
+    layer = round(READ_DEPTH * 4)
+    assert row.prompt == question + answer and row.reading.layers == (layer,) == (2,)
+    state = reference_states(loaded, row.prompt)[layer][len(question) :].mean(0)
+    np.testing.assert_allclose(read(Engine(loaded).run([row])[0])[0, 0], state, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_to_one_question_share_it() -> None:
+    loaded = talking()
+    engine = Engine(loaded)
+    rows = [reading_row(loaded, "What is rain?", f"It is water, {i}.") for i in range(8)]
+    engine.run(rows)
+    question = len(prompt_ids(loaded.tokenizer, [{"role": "user", "content": "What is rain?"}]))
+    assert engine.prefill_tokens == sum(len(row.prompt) for row in rows) - 7 * question
+
+
+@pytest.mark.parametrize("answer", ["", "x"])
+def test_an_answer_needs_a_token(answer: str) -> None:
+    loaded = talking()
+    if answer:
+        assert Engine(loaded).run([reading_row(loaded, "What is rain?", answer)])[0].read is not None
+        return
+    with pytest.raises(DataError) as error:
+        reading_row(loaded, "What is rain?", answer)
+    one_line(error)
