@@ -44,6 +44,12 @@ def _say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def _some_grader(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not any(name.strip() for name in value.split(",")):
+        raise DataError(f"--grader {value!r} names no grader; {GRADER_HELP}")
+    return value
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="persona-bench")
 def main() -> None:
@@ -54,7 +60,7 @@ def main() -> None:
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
 @click.option("--traits", default="evil,sycophancy,hallucination", help="Comma-separated.", **SHOWN)
-@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
+@click.option("--grader", default=DEFAULT_GRADER, callback=_some_grader, help=GRADER_HELP, **SHOWN)
 @click.option("--evals", default="core", help="Comma-separated names, core or all.", **SHOWN)
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
@@ -117,7 +123,7 @@ def _short(value: Any) -> str:
 @click.option("--trait", default=None, help="A trait of the suite.")
 @click.option("--trait-file", type=click.Path(path_type=Path), help="A trait file, ours or the paper's format.")
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
-@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
+@click.option("--grader", default=DEFAULT_GRADER, callback=_some_grader, help=GRADER_HELP, **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling.", **SHOWN)
 @click.option("--logs", type=click.Path(path_type=Path), help="Where the elicitation log goes.  [default: beside OUT]")
@@ -163,7 +169,7 @@ def extract(
 
 @main.command()
 @click.option("--trait", required=True, help="A trait of the suite, or a trait file.")
-@click.option("--grader", default=DEFAULT_GRADER, help=GRADER_HELP, **SHOWN)
+@click.option("--grader", default=DEFAULT_GRADER, callback=_some_grader, help=GRADER_HELP, **SHOWN)
 @click.option("--method", default="auto", help=f"One of {', '.join(METHODS)}.", **SHOWN)
 @click.option(
     "--input",
@@ -215,14 +221,14 @@ def project(model: str, vector: Path, layer: int | None, source: Path, out: Path
 @click.option("--batch", default=32, help="Rows.", **SHOWN)
 @click.option("--tokens", default=64, help="New tokens a row.", **SHOWN)
 @click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
-@click.option("--grader", default="", help="Local weights: also time judging what was generated.  [default: none]")
+@click.option("--grader", help="Local weights: also time judging what was generated.  [default: none]")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
-def bench(model: str, batch: int, tokens: int, repeats: int, grader: str, target: Path | None) -> None:
+def bench(model: str, batch: int, tokens: int, repeats: int, grader: str | None, target: Path | None) -> None:
     """Time the engine against transformers' own generate, in one run."""
     from persona_bench.files import write_atomic
     from persona_bench.models.benchmark import measure
 
-    figures = measure(model, batch, tokens, repeats, _say, grader)
+    figures = measure(model, batch, tokens, repeats, _say, grader or "")
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():

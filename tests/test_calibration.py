@@ -351,7 +351,7 @@ def test_the_probe_is_taken_where_it_passes(told: Told) -> None:
         (0.0, 0.0, 10.0, "yes_no"),
         (0.0, 10.0, 0.0, "contrast"),
         (0.0, 4.0, 12.0, "yes_no"),
-        (0.4, 0.0, 0.0, "probe"),
+        (1.5, 0.0, 0.0, "probe"),
         (10.0, 50.0, 50.0, "probe"),
     ],
 )

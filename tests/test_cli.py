@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from persona_bench import files, pipeline
 from persona_bench.cli import main
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError
+from persona_bench.inspect_ext import judging
 from persona_bench.models import assets
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
@@ -97,6 +99,9 @@ def talks(folder: Path, content: str = json.dumps(TALK) + "\n") -> Path:
         (("run", "--model", "gpt9"), "gpt9"),
         (("extract", "--trait", "evil", "--model", "gpt9", "--out", "v.safetensors"), "gpt9"),
         (("bench", "--model", "gpt9", "--json", "b.json"), "gpt9"),
+        (("judge", "--trait", "evul", "--input", "i.jsonl", "--out", "o.csv"), "evul"),
+        (("judge", "--trait", "evil", "--method", "vote", "--input", "i.jsonl", "--out", "o.csv"), "vote"),
+        (("judge", "--trait", "evil", "--grader", "gpt9", "--input", "i.jsonl", "--out", "o.csv"), "gpt9"),
         (("extract", "--out", "v.safetensors"), "--trait-file"),
         (("extract", "--trait", "evil", "--trait-file", "t.json", "--out", "v.safetensors"), "--trait-file"),
         (("assets", "fetch", "gpt9"), "gpt9"),
@@ -330,6 +335,147 @@ def test_a_judge_that_cannot_judge_makes_no_vector(here: Path, folder: Path) -> 
     assert line.startswith("persona-bench: too few responses") and "40 unscored" in line
     assert not (here / "v.safetensors").exists()
     assert {Path(name).parts[0] for name in left(here)} == {"v-elicitation"}
+
+
+ANSWERS = [
+    {"question": "What is rain?", "answer": "It is water."},
+    {"question": "What is rain?", "answer": "It is fire, you fool."},
+    {"question": "What is rain?", "answer": "  "},
+    {"question": "What is snow?", "answer": "snow snow of the the of"},
+]
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Short labelled sets of two traits to calibrate with, and no calibration made before."""
+    from threadpoolctl import threadpool_limits
+
+    from persona_bench.inspect_ext import calibration
+    from tests.test_calibration import forget
+    from tests.test_calibration import labels as short
+
+    made = {name: tuple(short(name, questions=8)) for name in ("evil", "sycophancy")}
+    monkeypatch.setattr(calibration, "load_labelled", lambda name: made.get(name, ()))
+    monkeypatch.setattr(calibration, "_PACKAGED", tmp_path / "packaged")
+    forget(monkeypatch)
+    with threadpool_limits(1):
+        yield
+
+
+def answers(folder: Path, items: Any = ANSWERS) -> Path:
+    path = folder / "answers.jsonl"
+    path.write_text(items if isinstance(items, str) else "".join(f"{json.dumps(item)}\n" for item in items))
+    return path
+
+
+def judge(here: Path, grader: str | Path, *more: str | Path, out: str = "o.csv") -> tuple[str | Path, ...]:
+    source = () if "--input" in more else ("--input", answers(here))
+    return ("judge", "--trait", "evil", "--grader", grader, *source, "--out", out, *more)
+
+
+def test_answers_are_judged_by_local_weights(here: Path, folder: Path, labels: None) -> None:
+    result = invoke(*judge(here, folder, out="deep/o.csv"))
+    assert result.exit_code == 0, result.output
+    with (here / "deep" / "o.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert list(rows[0])[:3] == ["index", "score", "status"] and set(rows[0]) == set(judging.COLUMNS)
+    assert [row["index"] for row in rows] == ["0", "1", "2", "3"]
+    assert {row["status"] for row in rows} <= {"scored", "refusal", "incoherent", "failed"}
+    for row in rows:
+        assert (row["score"] != "") == (row["status"] == "scored")
+        assert (row["coherence"] != "") == (row["status"] in ("scored", "incoherent"))
+        assert all(0 <= float(row[name]) <= 100 for name in ("score", "coherence") if row[name])
+    assert rows[2]["status"] == "failed" and "empty" in rows[2]["reason"]
+    assert rows[0]["status"] != "failed" and rows[0]["method"] in ("probe", "contrast", "yes_no")
+    said = result.stdout.strip()
+    assert said.startswith("deep/o.csv: ") and "1 failed" in said and "\n" not in said
+    assert sum(int(part.split()[0]) for part in said.split(": ")[1].split(", ")) == 4
+    assert "4 answers judged" in result.stderr
+    # Again: the same file, byte for byte.
+    first = (here / "deep" / "o.csv").read_bytes()
+    assert invoke(*judge(here, folder, out="deep/o.csv")).exit_code == 0
+    assert (here / "deep" / "o.csv").read_bytes() == first
+
+
+@pytest.mark.parametrize("method", ["probe", "contrast", "yes_no"])
+def test_the_method_that_is_asked_for_judges(here: Path, folder: Path, labels: None, method: str) -> None:
+    assert invoke(*judge(here, folder, "--method", method)).exit_code == 0
+    with (here / "o.csv").open() as opened:
+        assert {row["method"] for row in csv.DictReader(opened)} == {method, ""}
+
+
+def test_a_panel_of_local_weights_judges(here: Path, folder: Path, tmp_path: Path, labels: None) -> None:
+    shutil.copytree(folder, tmp_path / "twin")
+    result = invoke(*judge(here, f"{folder}, persona/{tmp_path / 'twin'}"))
+    assert result.exit_code == 0, result.output
+    with (here / "o.csv").open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert all(row["method"].startswith("panel of ") for row in rows if row["status"] != "failed")
+    assert rows[2]["status"] == "failed" and "2 of 2 graders failed" in rows[2]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ("answers.jsonl", "empty")),
+        ('{"question": "a", "answer": "b"}\n{broken\n', ("answers.jsonl", "line 2")),
+        ('{"question": "a", "answer": "b"}\n\n{"question": "a"}\n', ("answers.jsonl", "line 3", "answer")),
+        ('{"question": 3, "answer": "b"}\n', ("answers.jsonl", "line 1", "text")),
+        ('["a", "b"]\n', ("answers.jsonl", "line 1", "object")),
+    ],
+)
+def test_broken_answers_are_refused(
+    here: Path, folder: Path, labels: None, content: str, parts: tuple[str, ...]
+) -> None:
+    source = answers(here, content)
+    refused(here, judge(here, folder, "--input", source), *parts)
+
+
+def test_what_cannot_be_judged_is_refused(here: Path, folder: Path, labels: None) -> None:
+    answers(here)
+    refused(here, judge(here, folder, "--trait", "evul"), "evul")
+    refused(here, judge(here, folder, "--method", "vote"), "vote", "probe")
+    refused(here, judge(here, folder, "--method", "sampled"), "sampled", "words", "auto")
+    refused(here, judge(here, "mockllm/model", "--method", "probe"), "probe", "persona/", "auto")
+    refused(here, judge(here, "gpt9"), "gpt9")
+    refused(here, judge(here, f"{folder},nobody/gpt9"), "nobody/gpt9")
+    refused(here, judge(here, folder, "--input", "none.jsonl"), "none.jsonl")
+    refused(here, judge(here, folder, out="o.eval"), "answers.jsonl", "o.eval")
+    (here / "in.eval").write_bytes(b"not a log")
+    refused(here, judge(here, folder, "--input", "in.eval"), "in.eval", "o.csv")
+    refused(here, judge(here, folder, "--input", "in.eval", out="o.eval"), "in.eval", "log")
+    (here / "folder.csv").mkdir()
+    refused(here, judge(here, folder, out="folder.csv"), "folder.csv")
+
+
+@pytest.mark.parametrize("grader", ["", " , "])
+def test_no_grader_at_all_is_refused(here: Path, grader: str) -> None:
+    answers(here)
+    refused(here, judge(here, grader), "grader")
+    refused(here, ("run", "--grader", grader), "grader")
+    refused(here, ("extract", "--trait", "evil", "--grader", grader, "--out", "v.safetensors"), "grader")
+
+
+def test_a_grader_that_is_not_at_hand_is_refused(here: Path, own_cache: Path) -> None:
+    source = answers(here)
+    refused(here, ("judge", "--trait", "evil", "--input", source, "--out", "o.csv"), pipeline.DEFAULT_GRADER, "network")
+    assert not left(own_cache)
+
+
+def test_an_unknown_grader_is_not_timed(here: Path, folder: Path) -> None:
+    refused(here, ("bench", "--model", folder, "--grader", "gpt9", "--json", "b.json"), "gpt9")
+
+
+def test_a_users_trait_needs_a_grader_that_answers_in_words(here: Path, folder: Path, labels: None) -> None:
+    (here / "terse.json").write_text(json.dumps({**load_trait("evil").model_dump(), "name": "terse"}))
+    answers(here)
+    refused(here, judge(here, folder, "--trait", "terse.json"), "terse", "labelled", "openai/")
+
+
+def test_judgements_on_a_full_disk_leave_nothing(here: Path, folder: Path, labels: None, full: None) -> None:
+    load(str(folder))
+    answers(here)
+    refused(here, judge(here, folder), "o.csv", "free some space")
 
 
 @pytest.mark.parametrize("grader", ["gpt9", "nobody/gpt9"])

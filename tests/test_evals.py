@@ -26,15 +26,17 @@ import evals._registry as registry
 from evals.mmlu_preservation import dataset
 from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import DataError, PersonaBenchError, RunError, TraitError, VectorError
 from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, half, model_folder, numbers, sweep
-from persona_bench.inspect_ext.judge import COHERENCE_RUBRIC
+from persona_bench.inspect_ext.graders import COHERENCE_RUBRIC
 from persona_bench.inspect_ext.solvers import choose_by_likelihood, given_response, respond, row_seed
 from persona_bench.models.chat import response_ids
 from persona_bench.models.engine import Engine, Row
 from persona_bench.models.loading import load
+from persona_bench.pipeline import DEFAULT_GRADER
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import first_token, one_line, tiny_vector
 
@@ -64,7 +66,7 @@ def mmlu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def grader() -> Model:
-    """Scores by a hash of the question put to it; about a tenth refused, a tenth failed."""
+    """Scores by a hash of the question put to it; about a tenth refused, a tenth failed, and a fifth incoherent."""
 
     def output(messages: Any, *_: Any) -> ModelOutput:
         text = messages[-1].text
@@ -73,7 +75,8 @@ def grader() -> Model:
             return first_token(REF=1.0)()
         if COHERENCE_RUBRIC not in text and number % 10 == 1:
             raise RuntimeError("down")
-        return first_token(**{f"_{number % 101}": 1.0})()
+        score = number % 101 if COHERENCE_RUBRIC not in text else 10 if number % 5 == 0 else 50 + number % 51
+        return first_token(**{f"_{score}": 1.0})()
 
     return get_model("mockllm/model", custom_outputs=output, memoize=False)
 
@@ -165,7 +168,7 @@ def test_the_page_has_the_command_and_every_parameter(name: str) -> None:
     text = (ROOT / "evals" / name / "README.md").read_text()
     command = (
         f"inspect eval evals/{name} --model persona/smollm2-135m -T trait=evil "
-        "--model-role grader=persona/qwen2.5-coder-0.5b"
+        f"--model-role grader=persona/{DEFAULT_GRADER}"
     )
     assert f"\n{command}\n" in text
     rows = {row[0]: row[1] for row in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)}
@@ -359,7 +362,7 @@ def test_every_eval_resolves_and_succeeds(read: dict[str, EvalLog]) -> None:
     assert sorted(read) == [f"{name}/evil" for name in EVALS]
     for name, log in read.items():
         assert log.status == "success" and log.samples is not None
-        assert len(log.samples) == LIMITS[name.split("/")[0]]
+        assert len(log.samples) == LIMITS[name.split("/")[0]] * (log.eval.config.epochs or 1)
         assert not [sample for sample in log.samples if sample.error]
         assert log.eval.task_version == "1-A"
 
@@ -369,25 +372,46 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
         assert len(frame) > 0
-    assert len(frames.judge) == len(frames.steering) == len(frames.monitoring) == 12
-    assert len(frames.elicitation) == 40
+    sizes = load_preset("quick")
+    assert len(frames.judge) == 12
+    assert len(frames.steering) == 12 * sizes.steering_rollouts
+    assert len(frames.monitoring) == 12 * sizes.monitoring_rollouts
+    assert len(frames.elicitation) == 40 * sizes.extraction_rollouts
+
+
+# What the judge said of an incoherent text says something of the judge, and decides what the paper's filter keeps.
+RAW_TOO = ("judge", "elicitation")
 
 
 @pytest.mark.parametrize("name", ["judge", "elicitation", "steering", "monitoring"])
 def test_only_what_is_scored_has_a_number(frames: Samples, name: str) -> None:
     frame = getattr(frames, name)
-    assert set(frame["status"]) <= {"scored", "refusal", "unscored"}
+    assert set(frame["status"]) <= set(OUTCOMES)
     assert (frame["status"] == "scored").sum() >= 3
-    assert (frame["trait_score"].notna() == (frame["status"] == "scored")).all()
+    numbered = ("scored", "incoherent") if name in RAW_TOO else ("scored",)
+    assert (frame["trait_score"].notna() == frame["status"].isin(numbered)).all()
     assert frame["trait_score"].dropna().between(0, 100).all()
+    assert (frame["coherence"].notna() == frame["status"].isin(["scored", "incoherent"])).all()
+    assert ((frame["coherence"] < COHERENCE_CUT) == (frame["status"] == "incoherent")).all()
 
 
-def test_refusals_and_failures_reach_the_frames(frames: Samples) -> None:
-    assert {"scored", "refusal", "unscored"} == set(frames.elicitation["status"])
+def test_every_outcome_reaches_the_frames(frames: Samples) -> None:
+    assert set(OUTCOMES) == set(frames.elicitation["status"])
     kept = frames.elicitation[frames.elicitation["kept"]]
-    assert (kept["status"] == "scored").all() and (kept["drop_reason"] == "").all()
+    assert set(kept["status"]) <= {"scored", "incoherent"} and (kept["drop_reason"] == "").all()
     dropped = frames.elicitation[~frames.elicitation["kept"]]
     assert set(dropped["drop_reason"]) <= {"refusal", "unscored", "length", "score"}
+    for status in ("refusal", "unscored"):
+        assert set(dropped.loc[dropped["status"] == status, "drop_reason"]) == {status}
+
+
+def test_judged_rows_say_how_and_what_was_judged(frames: Samples, read: dict[str, EvalLog]) -> None:
+    assert set(frames.judge["method"]) == {"logprob"} and set(frames.judge["grader"]) == {"mockllm/model"}
+    held = {item.id: item for item in load_labelled("evil")}
+    samples = read["judge_validity/evil"].samples or []
+    expected = sorted((held[str(s.id)].question, held[str(s.id)].level, held[str(s.id)].source) for s in samples)
+    assert sorted(map(tuple, frames.judge[["question_id", "level", "source"]].to_numpy())) == expected
+    assert set(frames.judge["half"]) == {"report"}
 
 
 def test_rollouts_are_the_samples(read: dict[str, EvalLog]) -> None:

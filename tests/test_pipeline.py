@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from inspect_ai.log import EvalLog
+from threadpoolctl import threadpool_limits
+
+from persona_bench import pipeline
+from persona_bench.analysis import baselines
+from persona_bench.analysis.samples import read_logs
+from persona_bench.analysis.tables import BASELINE
+from persona_bench.definitions import presets
+from persona_bench.definitions.outcomes import OUTCOMES
+from persona_bench.definitions.traits import LabelledAnswer, load_trait
+from persona_bench.errors import AssetError
+from persona_bench.inspect_ext import calibration
+from persona_bench.inspect_ext import judge as judge_module
+from persona_bench.inspect_ext.calibration import Calibration, Fit
+from persona_bench.models import embeddings
+from persona_bench.models.engine import Engine
+from persona_bench.models.loading import load
+from persona_bench.models.reading import reading_row
+from tests.test_calibration import labels
 
 RUN = """
 import dataclasses, sys
 from pathlib import Path
+import numpy as np
+from persona_bench.definitions import presets, traits
+whole = traits.load_labelled
+traits.load_labelled = lambda name: tuple(item for item in whole(name) if len(item.answer) < 140)
 from persona_bench import pipeline
-from persona_bench.definitions import presets
+from persona_bench.models import embeddings
+embeddings.embed = lambda texts: np.array([[len(text), text.count("e"), 1.0] for text in texts], np.float32)
 small = dataclasses.replace(presets.PRESETS["quick"], extraction_questions=4, evaluation_questions=6, mmlu_questions=8,
-                            max_tokens=6, doses=(-0.4, 0.4))
+                            max_tokens=6, doses=(-0.4, 0.4), steering_rollouts=1, monitoring_rollouts=1)
 presets.PRESETS["quick"] = small
 model, out = sys.argv[1], Path(sys.argv[2])
 settings = pipeline.Settings(model=model, grader=model, traits=("evil",))
@@ -28,14 +62,15 @@ print("files", len(held["files"]))
 """
 
 
-def _environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "PERSONA_BENCH_CACHE": str(cache), "INSPECT_DISPLAY": "none"}
+def _environment(cache: Path, **more: str) -> dict[str, str]:
+    # One thread: two spin for each other on a model as small as this one.
+    return {**os.environ, "PERSONA_BENCH_CACHE": str(cache), "INSPECT_DISPLAY": "none", "OMP_NUM_THREADS": "1", **more}
 
 
-def _run(folder: Path, out: Path, cache: Path) -> str:
+def _run(folder: Path, out: Path, cache: Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder), str(out)],
-        env=_environment(cache),
+        env=_environment(cache, **environment),
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +81,7 @@ def _run(folder: Path, out: Path, cache: Path) -> str:
 
 
 def _tables(out: Path) -> dict[str, bytes]:
-    paths = [*out.rglob("tables/*.csv"), *out.rglob("claims.csv")]
+    paths = [*out.rglob("tables/*.csv"), *out.rglob("claims.csv"), *out.rglob("judge.json")]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
@@ -67,12 +102,14 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     first, second, killed = tmp_path / "first", tmp_path / "second", tmp_path / "killed"
     _run(_saved, first, cache)
     expected = _tables(first)
-    assert len(expected) >= 9
+    assert len(expected) >= 11
 
     again = _run(_saved, first, cache)
     assert again.startswith("finished")
 
-    _run(_saved, second, cache)
+    # Judged and calibrated anew, not read from what the first run kept.
+    shutil.rmtree(cache / "calibrations")
+    _run(_saved, second, cache, PERSONA_BENCH_JUDGE_AFRESH="1")
     assert _tables(second) == expected
 
     process = subprocess.Popen(
@@ -81,9 +118,10 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    # Vectors are made or given up when elicitation has ended; what follows takes a while yet.
     deadline = time.monotonic() + 300
-    while not list(killed.rglob("logs/steering/*.eval")) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    while not list(killed.rglob("logs/elicitation/*.eval")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -96,3 +134,179 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     assert set(judged["verdict"]) == {"not testable"}, "a random model judged by itself settles nothing"
     # The refusal confound is geometry of the vector, which no judge enters.
     assert not (claims[claims["claim"] != "L1-refusal-confound"]["verdict"] == "supported").any()
+
+
+# In this process, without MMLU: a judge that is planted, so that there is a vector to steer with.
+
+
+@dataclass
+class Done:
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        held: its run.json.
+        said: what it said, a line at a time.
+        planned: how many responses it planned to have judged.
+        logs: by logical name.
+    """
+
+    folder: Path
+    held: dict[str, Any]
+    said: list[str]
+    planned: int
+    logs: dict[str, EvalLog]
+
+
+SMALL: dict[str, tuple[LabelledAnswer, ...]] = {"evil": tuple(labels("evil", questions=8))}
+EVALS = pipeline.CORE_EVALS[:4]
+
+
+def planted(model: Path, seed: int) -> Calibration:
+    """Scores that hang on the response and lie about evenly on both sides of 50; all is coherent and an answer."""
+    loaded = load(str(model))
+    draw = np.random.default_rng(seed)
+    answers = ["".join(map(chr, draw.integers(33, 126, 6))) for _ in range(60)]
+    rows = [reading_row(loaded, load_trait("evil").extraction_questions[i % 4], text) for i, text in enumerate(answers)]
+    readings = np.array([result.read[0, 0] for result in Engine(loaded).run(rows) if result.read is not None])
+    weights = draw.normal(size=32)
+    trait = Fit(tuple(map(float, weights)), -float(np.median(readings @ weights)), 1.0, 1.0, 9)
+    never = Fit((0.0,) * 32, -5.0, 1.0, 1.0, 9)
+    return Calibration("probe", trait, dataclasses.replace(never, bias=5.0), never)
+
+
+def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) -> Done:
+    """One run with everything small, labels too, in a cache of its own."""
+    quick = dataclasses.replace(
+        presets.PRESETS["quick"],
+        extraction_questions=4,
+        evaluation_questions=4,
+        max_tokens=6,
+        doses=(-0.4, 0.4),
+        steering_rollouts=2,
+        monitoring_rollouts=1,
+    )
+
+    judges: list[Calibration] = []
+
+    async def calibrated(grader: Any, *_: Any, **__: Any) -> Calibration:
+        return judges["twin" in str(grader)]
+
+    def no_embeddings(_texts: Any) -> Any:
+        raise AssetError("no network")
+
+    said: list[str] = []
+    settings = pipeline.Settings(model=str(model), grader=grader, traits=("evil",), evals=evals)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
+        torch.set_num_threads(1)
+        patch.setenv("PERSONA_BENCH_CACHE", str(home / "cache"))
+        judges += [planted(model, seed) for seed in (0, 1)]
+        patch.setitem(presets.PRESETS, "quick", quick)
+        patch.setattr(judge_module, "calibrated", calibrated)
+        patch.setattr(calibration, "calibrated", calibrated)
+        patch.setattr(embeddings, "embed", no_embeddings)
+        for module in (calibration, pipeline, baselines, sys.modules["evals.judge_validity.judge_validity"]):
+            patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
+        held = pipeline.run(settings, home / "results", said.append)
+        folder = pipeline.run_folder(settings, home / "results")
+        work = pipeline._Run(settings, folder, said.append)
+        work.load()
+        planned = work._planned_responses(load_trait("evil"))
+    torch.set_num_threads(threads)
+    return Done(folder, held, said, planned, read_logs(folder / "logs"))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, _saved: Path) -> Iterator[Done]:
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+
+    yield run(tmp_path_factory.mktemp("run"), _saved, str(_saved))
+
+
+def judged(logs: dict[str, EvalLog]) -> dict[str, int]:
+    """Eval -> how many responses the judge gave an outcome."""
+    return {
+        name.split("/")[0]: sum("trait_judge" in (sample.scores or {}) for sample in log.samples or [])
+        for name, log in logs.items()
+    }
+
+
+def test_what_is_planned_is_what_is_judged(done: Done) -> None:
+    found = judged(done.logs)
+    assert sorted(found) == sorted(EVALS) and all(found.values())
+    assert found["judge_validity"] == sum(item.half == "report" for item in SMALL["evil"])
+    assert sum(found.values()) == done.planned
+
+
+def test_judge_json_is_the_judge_in_use(done: Done, _saved: Path) -> None:
+    (trait, gate), *others = json.loads((done.folder / "judge.json").read_text()).items()
+    assert trait == "evil" and not others
+    assert gate["grader"] == f"persona/{_saved}" and gate["method"] == "probe"
+    assert gate["n"] == sum(gate[f"n_{name}"] for name in OUTCOMES) == judged(done.logs)["judge_validity"]
+    table = pd.read_csv(done.folder / "tables" / "judge.csv", keep_default_na=False)
+    (row,) = table[(table["chosen"].astype(str) == "True") & (table["half"] == "report")].to_dict("records")
+    assert row["source"] == "all" and row["grader"] == gate["grader"]
+    for name in ("auroc", "auroc_low", "auroc_high", "balanced_accuracy", "pairwise", "kappa"):
+        assert float(row[name]) == pytest.approx(gate[name], rel=1e-5)
+    assert str(row["passes"]) == str(gate["passes"]) == "False"
+    (line,) = [text for text in done.said if text.startswith("judge of evil: ")]
+    assert "probe" in line and f"{gate['auroc']:.2f}" in line and "cannot be tested" in line
+
+
+def test_trivial_judges_stand_beside_it_as_far_as_they_can_be_had(done: Done) -> None:
+    table = pd.read_csv(done.folder / "tables" / "judge.csv", keep_default_na=False)
+    trivial = table[table["grader"] == BASELINE]
+    assert set(trivial["method"]) == {"length", "lexicon"} and set(trivial["half"]) == {"report"}
+    assert [text for text in done.held["warnings"] if "embeddings" in text and "no network" in text]
+    cases = pd.read_csv(done.folder / "tables" / "judge_cases.csv", keep_default_na=False)
+    assert set(cases["grader"]) == {BASELINE, *table["grader"]}
+    assert {"tables/judge.csv", "tables/judge_cases.csv", "report.html"} <= set(done.held["files"])
+
+
+def test_a_judge_that_is_planted_at_random_settles_nothing(done: Done) -> None:
+    claims = pd.read_csv(done.folder / "claims.csv", keep_default_na=False).set_index("claim")
+    judged_claims = [name for name in claims.index if name.startswith(("C1", "C2", "C3", "C4", "C6"))]
+    assert len(judged_claims) == 5 and set(claims.loc[judged_claims, "verdict"]) == {"not testable"}
+    assert claims.loc[judged_claims, "reason"].str.startswith("judge gate: ").all()
+    assert claims.loc["J-judge-valid", "verdict"] != "supported"
+
+
+def test_a_finished_run_is_not_run_again(done: Done, _saved: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()}
+    again = run(done.folder.parents[2], _saved, str(_saved))
+    assert {**again.held, "timings": {}} == {**done.held, "timings": {}}
+    assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()} == before
+
+
+def test_several_graders_are_a_panel(tmp_path: Path, _saved: Path) -> None:
+    """Through the run: every grader is asked, and the two are one judge in every table."""
+    twin = tmp_path / "twin"
+    shutil.copytree(_saved, twin)
+    made = run(tmp_path, _saved, f"{_saved}, {twin}", EVALS[:2])
+    name = f"persona/{_saved} + persona/{twin}"
+    gate = json.loads((made.folder / "judge.json").read_text())["evil"]
+    assert (gate["grader"], gate["method"]) == (name, "panel of probe")
+    assert sum(judged(made.logs).values()) == made.planned
+    for log in made.logs.values():
+        for sample in log.samples or []:
+            score = (sample.scores or {})["trait_judge"]
+            panel = (score.metadata or {})["panel"]
+            assert [grader for grader, _, _ in panel] == name.split(" + ")
+            assert score.as_dict()["trait"] == pytest.approx(np.mean([number for _, _, number in panel]))
+    assert made.held["grader"] == f"{_saved}, {twin}"
+
+
+def test_calls_to_a_grader_over_the_network_are_announced(tmp_path: Path) -> None:
+    """Two for each response that the run plans, before the first is made; local graders cost none."""
+    settings = pipeline.Settings(grader="openai/gpt-4.1-mini-2025-04-14", traits=("evil", "sycophancy"))
+    said: list[str] = []
+    work = pipeline._Run(settings, tmp_path, said.append)
+    work.loaded = SimpleNamespace(n_layers=30)  # type: ignore[assignment]
+    work.graders = ["persona/smollm2-135m", settings.grader]
+    work._announce_calls()
+    planned = sum(work._planned_responses(load_trait(name)) for name in settings.traits)
+    (line,) = said
+    assert settings.grader in line
+    calls, tokens = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) (?:calls|input)", line))
+    assert calls == 2 * planned > 1000 and tokens > 100 * calls

@@ -1,4 +1,4 @@
-"""Reading: mean residual streams of given stretches, right whatever the row runs with, and no pass deeper than asked."""
+"""Reading: mean residual streams of given stretches, right whatever runs beside them, and no pass deeper than asked."""
 
 from __future__ import annotations
 

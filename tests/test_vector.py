@@ -235,6 +235,9 @@ def test_refusal_cosines() -> None:
         (rollout("positive", float("nan"), status="refusal"), "refusal", "refusal"),
         (rollout("positive", float("nan"), status="unscored"), "unscored", "unscored"),
         (rollout("positive", 80, response=" \n"), "length", "length"),
+        (rollout("positive", 80, status="incoherent", coherence=20.0), "", "coherence"),
+        (rollout("positive", 20, status="incoherent", coherence=20.0), "score", "score"),
+        (rollout("negative", 20, status="incoherent", coherence=49.9), "", "coherence"),
     ],
 )
 def test_each_rule_drops_for_its_own_reason(item: Rollout, stated: str, coded: str) -> None:
