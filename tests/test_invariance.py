@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from persona_bench.models.chat import prompt_ids, shared_length
 from persona_bench.models.engine import Engine, Row, RowResult
 from persona_bench.models.loading import LoadedModel, default_dtype, load
+from persona_bench.models.reading import reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 
@@ -137,3 +139,26 @@ def test_scores_are_the_same_with_and_without_a_shared_prefix(
     for ours, theirs in zip(with_prefix, without, strict=True):
         assert np.array_equal(ours.continuation_logprobs, theirs.continuation_logprobs)
         assert np.array_equal(ours.alternative_logprobs, theirs.alternative_logprobs)
+
+
+def test_readings_are_the_same_alone_in_batches_and_with_a_shared_question(loaded: LoadedModel) -> None:
+    """What a local grader judges by: no response's score hangs on which others were judged with it."""
+    answers = [" ".join(QUESTIONS[(i + j) % 4] for j in range(1 + i % 5))[: 8 + 9 * i] for i in range(14)]
+    rows = [reading_row(loaded, QUESTIONS[i % 3], answer) for i, answer in enumerate(answers)]
+    bare = [replace(row, shared_prefix=0) for row in rows]
+
+    def readings(given: list[Row], max_batch: int) -> list[np.ndarray]:
+        found = [result.read for result in _run(loaded, given, max_batch)]
+        return [read for read in found if read is not None]
+
+    engine = Engine(loaded, max_batch=1)
+    try:
+        single = [engine.run([row])[0].read for row in rows]
+    finally:
+        engine.hooks.remove()
+    order = list(range(len(rows)))
+    random.Random(1).shuffle(order)
+    shuffled = readings([rows[i] for i in order], 32)
+    back = [shuffled[order.index(i)] for i in range(len(rows))]
+    for other in (readings(rows, 5), readings(bare, 32), back):
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(single, other, strict=True))

@@ -47,9 +47,11 @@ from pathlib import Path
 import numpy as np
 from persona_bench.definitions import presets, traits
 whole = traits.load_labelled
-traits.load_labelled = lambda name: tuple(item for item in whole(name) if len(item.answer) < 140)
+traits.load_labelled = lambda name: tuple(item for item in whole(name) if len(item.answer) < 100)
 from persona_bench import pipeline
 from persona_bench.models import embeddings
+from persona_bench.vectors import extraction
+extraction.MIN_KEPT = 1  # a random judge keeps few responses, and there must be a vector to steer with
 embeddings.embed = lambda texts: np.array([[len(text), text.count("e"), 1.0] for text in texts], np.float32)
 small = dataclasses.replace(presets.PRESETS["quick"], extraction_questions=4, evaluation_questions=6, mmlu_questions=8,
                             max_tokens=6, doses=(-0.4, 0.4), steering_rollouts=1, monitoring_rollouts=1)
@@ -102,7 +104,7 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     first, second, killed = tmp_path / "first", tmp_path / "second", tmp_path / "killed"
     _run(_saved, first, cache)
     expected = _tables(first)
-    assert len(expected) >= 11
+    assert len(expected) >= 11 and list(first.rglob("vectors/evil.safetensors"))
 
     again = _run(_saved, first, cache)
     assert again.startswith("finished")
@@ -118,9 +120,8 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # Vectors are made or given up when elicitation has ended; what follows takes a while yet.
     deadline = time.monotonic() + 300
-    while not list(killed.rglob("logs/elicitation/*.eval")) and time.monotonic() < deadline:
+    while not list(killed.rglob("logs/steering/*.eval")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
