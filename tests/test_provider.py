@@ -25,7 +25,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolInfo
 from safetensors.torch import load_file, save_file
 
-from persona_bench.errors import ModelError, PersonaBenchError, VectorError
+from persona_bench.errors import DataError, ModelError, PersonaBenchError, VectorError
 from persona_bench.inspect_ext.provider import PersonaAPI
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
@@ -646,3 +646,11 @@ def test_alternatives_that_begin_alike_are_told_apart_by_the_next_token(folder: 
 def test_identical_alternatives_are_refused(folder: Path) -> None:
     with pytest.raises(ModelError):
         ask(folder, extra_body=extra(score=[{"messages": ASKED, "alternatives": ["Yes", "Yes"]}]))
+
+
+@pytest.mark.parametrize(("answer", "part"), [("", "token"), ("x" * 5000, "context")])
+def test_what_cannot_be_read_is_refused(folder: Path, answer: str, part: str) -> None:
+    with pytest.raises(DataError) as error:
+        asyncio.run(api(model(folder)).read_answer(QUESTION, answer))
+    one_line(error, part)
+    assert asyncio.run(api(model(folder)).read_answer(QUESTION, "It is water.")).shape == (32,)
