@@ -38,7 +38,7 @@ from persona_bench.inspect_ext.calibration import (
 from persona_bench.inspect_ext.voices import VOICES, ask_voice, read, read_voice, voice_items
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
-from persona_bench.models.reading import reading_row
+from persona_bench.models.reading import reader, reading_row
 from tests.conftest import one_line
 
 EVIL = load_trait("evil")
@@ -118,7 +118,7 @@ def test_questions_never_straddle_folds(questions: int, monkeypatch: pytest.Monk
     trained: list[set[int]] = []
     logistic = calibration._logistic
 
-    def spied(rows: np.ndarray, shares: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+    def spied(rows: np.ndarray, shares: np.ndarray, penalty: float, _even: bool) -> tuple[np.ndarray, float]:
         trained.append({int(code) for code in rows[:, 2]})
         weights, _ = logistic(rows, shares, penalty)
         return weights * 0, float(len(trained))
@@ -131,6 +131,20 @@ def test_questions_never_straddle_folds(questions: int, monkeypatch: pytest.Monk
         (used,) = set(fold[codes == code])
         assert code not in trained[used]
         assert all(code in seen for index, seen in enumerate(trained) if index != used)
+
+
+def test_even_weights_move_the_cut_between_rare_and_common() -> None:
+    """One answer in ten shows the trait, and only somewhat: the order stays, the cut at half finds them."""
+    source = np.random.default_rng(0)
+    levels = (np.arange(400) % 10 == 0).astype(float)
+    voices = source.normal(size=(400, 4)) + 1.5 * levels[:, None] * np.array([1, 0, 0, 0])
+    questions = [f"q{index // 10}" for index in range(400)]
+    plain, even = fit(voices, levels, questions), fit(voices, levels, questions, even=True)
+    assert even.auroc == pytest.approx(plain.auroc, abs=0.02)
+    assert plain.balanced_accuracy < 0.65 and even.balanced_accuracy > 0.72
+    common = np.array([even(voice) for voice in voices[levels == 0]])
+    rare = np.array([even(voice) for voice in voices[levels == 1]])
+    assert abs((common >= 50).mean() - (rare < 50).mean()) < 0.1, "both are missed about as often"
 
 
 def test_weights_on_raw_voices_are_those_of_standardised_ones() -> None:
@@ -711,7 +725,7 @@ def local(folder: Path) -> Model:
 
 
 def test_readings_are_the_engines(folder: Path) -> None:
-    loaded = load(str(folder), dtype="float32")
+    loaded = reader(load(str(folder), dtype="float32"))
     texts = [("What is rain?", f"It is water, {i}.") for i in range(6)]
 
     async def all_at_once() -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from persona_bench.models.chat import prompt_ids, shared_length
 from persona_bench.models.engine import Engine, Row, RowResult
 from persona_bench.models.loading import LoadedModel, default_dtype, load
-from persona_bench.models.reading import reading_row
+from persona_bench.models.reading import reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 
@@ -143,6 +143,7 @@ def test_scores_are_the_same_with_and_without_a_shared_prefix(
 
 def test_readings_are_the_same_alone_in_batches_and_with_a_shared_question(loaded: LoadedModel) -> None:
     """What a local grader judges by: no response's score hangs on which others were judged with it."""
+    loaded = reader(loaded)
     answers = [" ".join(QUESTIONS[(i + j) % 4] for j in range(1 + i % 5))[: 8 + 9 * i] for i in range(14)]
     rows = [reading_row(loaded, QUESTIONS[i % 3], answer) for i, answer in enumerate(answers)]
     bare = [replace(row, shared_prefix=0) for row in rows]

@@ -38,7 +38,7 @@ from persona_bench.inspect_ext.calibration import Calibration, Fit
 from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
-from persona_bench.models.reading import reading_row
+from persona_bench.models.reading import reader, reading_row
 from tests.test_calibration import labels
 
 RUN = """
@@ -165,7 +165,7 @@ EVALS = pipeline.CORE_EVALS[:4]
 
 def planted(model: Path, seed: int) -> Calibration:
     """Scores that hang on the response and lie about evenly on both sides of 50; all is coherent and an answer."""
-    loaded = load(str(model))
+    loaded = reader(load(str(model)))
     draw = np.random.default_rng(seed)
     answers = ["".join(map(chr, draw.integers(33, 126, 6))) for _ in range(60)]
     rows = [reading_row(loaded, load_trait("evil").extraction_questions[i % 4], text) for i, text in enumerate(answers)]

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from persona_bench.errors import DataError, ModelError
+from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Reading, Row, RowResult
 from persona_bench.models.loading import LoadedModel, default_dtype
-from persona_bench.models.reading import READ_DEPTH, reading_row
+from persona_bench.models.reading import READ_DEPTH, reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny
@@ -320,33 +321,97 @@ def test_a_span_inside_the_shared_prefix_is_refused() -> None:
 # An answer as a grader reads it
 
 
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor on which 8-bit integers are no faster."""
+    monkeypatch.setattr(int8, "is_fast", lambda: False)
+
+
+@pytest.mark.usefixtures("plain")
 def test_an_answer_is_read_after_its_question() -> None:
     loaded = talking()
-    row = reading_row(loaded, "What is rain?", "It is water.")
+    row = reading_row(reader(loaded), "What is rain?", "It is water.")
     assert row.reading is not None
     question = prompt_ids(loaded.tokenizer, [{"role": "user", "content": "What is rain?"}])
     answer = response_ids(loaded.tokenizer, "It is water.")
     layer = round(READ_DEPTH * 4)
     assert row.prompt == question + answer and row.reading.layers == (layer,) == (2,)
     state = reference_states(loaded, row.prompt)[layer][len(question) :].mean(0)
-    np.testing.assert_allclose(read(Engine(loaded).run([row])[0])[0, 0], state, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(read(Engine(reader(loaded)).run([row])[0])[0, 0], state, rtol=1e-4, atol=1e-4)
 
 
 def test_answers_to_one_question_share_it() -> None:
-    loaded = talking()
-    engine = Engine(loaded)
-    rows = [reading_row(loaded, "What is rain?", f"It is water, {i}.") for i in range(8)]
+    reading = reader(talking())
+    engine = Engine(reading)
+    rows = [reading_row(reading, "What is rain?", f"It is water, {i}.") for i in range(8)]
     engine.run(rows)
-    question = len(prompt_ids(loaded.tokenizer, [{"role": "user", "content": "What is rain?"}]))
+    question = len(prompt_ids(reading.tokenizer, [{"role": "user", "content": "What is rain?"}]))
     assert engine.prefill_tokens == sum(len(row.prompt) for row in rows) - 7 * question
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_reader_is_the_first_blocks_on_the_same_weights(kind: str) -> None:
+    loaded = tiny(kind)
+    whole, rows = Engine(loaded), readings(6, shared=True, layers=(2,))
+    reading = reader(loaded)
+    assert reading is reader(loaded) and reading.n_layers == round(READ_DEPTH * loaded.n_layers) == 2
+    held = {parameter.data_ptr() for parameter in loaded.model.parameters()}
+    assert {parameter.data_ptr() for parameter in reading.model.parameters()} <= held
+    expected = [read(result) for result in whole.run(rows)]
+    found = [read(result) for result in Engine(reading).run(rows)]
+    assert all_equal(expected, found)
+    steered = replace(rows[0], interventions=(Intervention(1, vector(1), 2.0),))
+    assert not np.allclose(read(whole.run([steered])[0]), expected[0], atol=1e-2), "the whole model keeps its hooks"
+    np.testing.assert_allclose(expected[0], read(Engine(reading).run(rows[:1])[0]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_eight_bits_read_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = readings(40, shared=True)
+    monkeypatch.setattr(int8, "is_fast", lambda: False)
+    exact = np.stack([read(result).ravel() for result in Engine(reader(tiny(kind))).run(rows)])
+    monkeypatch.setattr(int8, "is_fast", lambda: True)
+    reading = reader(tiny(kind))
+    assert any(isinstance(module, int8.Int8Linear) for module in reading.model.modules()) is (kind != "gpt2")
+    coarse = np.stack([read(result).ravel() for result in Engine(reading).run(rows)])
+    spread = np.linalg.norm(exact - exact.mean(0), axis=1).mean()
+    assert np.linalg.norm(exact - coarse, axis=1).mean() < 0.1 * spread
+    assert np.array_equal(exact, coarse) is (kind == "gpt2"), "its layers are no nn.Linear and stay as they are"
+
+
+@no_bfloat16
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gpt_neox"])
+def test_eight_bits_are_bit_equal_alone_and_batched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "is_fast", lambda: True)
+    reading = reader(in_bfloat16(kind))
+    rows = readings(40, shared=True)
+    alone = [read(Engine(reading).run([row])[0]) for row in rows[:12]]
+    for max_batch in (3, 64):
+        assert all_equal(alone, [read(result) for result in Engine(reading, max_batch=max_batch).run(rows)[:12]])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (2, 5, 48)])
+def test_the_integer_product_is_the_rounded_product(bias: bool, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    linear = torch.nn.Linear(48, 20, bias=bias)
+    inputs = torch.randn(shape, generator=generator)
+    coarse = int8.Int8Linear(linear)
+    weight = (coarse.weight.t().float() * coarse.scales[:, None]).detach()
+    steps = inputs.abs().amax(-1, keepdim=True) / int8.LARGEST
+    expected = torch.nn.functional.linear((inputs / steps).round() * steps, weight, linear.bias).detach()
+    assert (weight - linear.weight.detach()).abs().max() <= coarse.scales.max() / 2 + 1e-6
+    torch.testing.assert_close(coarse(inputs), expected, rtol=1e-4, atol=1e-4)
+    assert coarse(torch.zeros(shape)).isfinite().all()
 
 
 @pytest.mark.parametrize("answer", ["", "x"])
 def test_an_answer_needs_a_token(answer: str) -> None:
-    loaded = talking()
+    reading = reader(talking())
     if answer:
-        assert Engine(loaded).run([reading_row(loaded, "What is rain?", answer)])[0].read is not None
+        assert Engine(reading).run([reading_row(reading, "What is rain?", answer)])[0].read is not None
         return
     with pytest.raises(DataError) as error:
-        reading_row(loaded, "What is rain?", answer)
+        reading_row(reading, "What is rain?", answer)
     one_line(error)

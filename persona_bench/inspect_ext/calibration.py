@@ -35,7 +35,7 @@ from persona_bench.inspect_ext.voices import VOICES, ask_voice, local_api, read
 
 logger = logging.getLogger(__name__)
 
-VERSION = 7  # raise it when what a voice says or how it is fitted changes: kept calibrations are then made anew
+VERSION = 8  # raise it when what a voice says or how it is fitted changes: kept calibrations are then made anew
 FOLDS = 8
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2)  # inverse L2 strengths tried for a probe; a single number needs none
 FEW = 120  # answers that a voice of a single number is fitted on: it has two parameters and costs many passes
@@ -168,7 +168,8 @@ class _Fits:
             else:
                 said = (ask_voice(self.grader, trait, item.question, item.answer, voice) for item in items)
             levels = np.array([item.level / 100 for item in items])
-            return fit(np.array(await asyncio.gather(*said)), levels, [item.question for item in items])
+            questions = [item.question for item in items]
+            return fit(np.array(await asyncio.gather(*said)), levels, questions, even=True)
 
         return await self._fit(f"{trait.name} {voice}", [] if voice == "probe" else asked, items, make)
 
@@ -248,18 +249,19 @@ def _load(key: str) -> Fit | None:
 # -- fitting ---------------------------------------------------------------------------------------------------------
 
 
-def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> Fit:
+def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], *, even: bool = False) -> Fit:
     """Fit the map from a voice to a score.
 
     Args:
         voices: `(n, d)`.
         shares: `(n,)`, the level as a share 0..1; a share p counts p as a yes and 1 - p as a no.
         questions: of each answer; the measures are over questions held out together.
+        even: give yes and no the same weight in all, so that the cut at half lies between them however rare one is.
     """
     penalties = PENALTIES if voices.shape[1] > 1 else (1.0,)
-    held_out = {penalty: _held_out(voices, shares, questions, penalty) for penalty in penalties}
+    held_out = {penalty: _held_out(voices, shares, questions, penalty, even) for penalty in penalties}
     best = max(penalties, key=lambda penalty: _auroc(held_out[penalty], shares))
-    weights, bias = _logistic(voices, shares, best)
+    weights, bias = _logistic(voices, shares, best, even)
     scores = held_out[best]
     return Fit(
         tuple(float(f"{weight:.6g}") for weight in weights),
@@ -270,19 +272,21 @@ def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> Fit
     )
 
 
-def _held_out(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], penalty: float) -> np.ndarray:
+def _held_out(
+    voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], penalty: float, even: bool = False
+) -> np.ndarray:
     """The score 0..1 of each answer by a fit without its question."""
     from sklearn.model_selection import GroupKFold
 
     scores = np.empty(len(shares))
     folds = GroupKFold(min(FOLDS, len(set(questions))))
     for train, test in folds.split(voices, groups=list(questions)):
-        weights, bias = _logistic(voices[train], shares[train], penalty)
+        weights, bias = _logistic(voices[train], shares[train], penalty, even)
         scores[test] = 1 / (1 + np.exp(-(voices[test] @ weights + bias)))
     return scores
 
 
-def _logistic(voices: np.ndarray, shares: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+def _logistic(voices: np.ndarray, shares: np.ndarray, penalty: float, even: bool = False) -> tuple[np.ndarray, float]:
     """Weights `(d,)` and bias on the raw voices, fitted on standardised ones."""
     from sklearn.linear_model import LogisticRegression
 
@@ -290,7 +294,10 @@ def _logistic(voices: np.ndarray, shares: np.ndarray, penalty: float) -> tuple[n
     scales = np.where(scales > 0, scales, 1.0)
     z = (voices - means) / scales
     model = LogisticRegression(C=penalty, max_iter=1000)
-    labels, counts = np.repeat([1, 0], len(shares)), np.concatenate([shares, 1 - shares])
+    yes, no = shares, 1 - shares
+    if even:
+        yes, no = yes / yes.mean() / 2, no / no.mean() / 2
+    labels, counts = np.repeat([1, 0], len(shares)), np.concatenate([yes, no])
     used = counts > 0
     model.fit(np.vstack([z, z])[used], labels[used], sample_weight=counts[used])
     weights = model.coef_[0] / scales

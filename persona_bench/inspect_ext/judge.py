@@ -13,8 +13,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from typing import cast
+from weakref import WeakSet
 
-from inspect_ai.model import Model, get_model, model_roles
+from inspect_ai.model import Model, ModelAPI, get_model, model_roles
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import LimitExceededError
@@ -26,7 +27,7 @@ from persona_bench.inspect_ext.calibration import calibrated
 from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples, together
 from persona_bench.inspect_ext.judgement import Judgement, as_score, measured, merge
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
-from persona_bench.inspect_ext.voices import ask_voice, read
+from persona_bench.inspect_ext.voices import ask_voice, local_api, read
 
 ASKED = ("logprob", "sampled")
 VERSION = 2  # raise it when a grader's replies are asked for or read otherwise: kept judgements are then made anew
@@ -48,12 +49,12 @@ _OPERATIONAL = {
     "cache",
     "batch",
 }
-_without_logprobs: set[tuple[str, str]] = set()
+_without_logprobs: WeakSet[ModelAPI] = WeakSet()
 
 
 async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, method: Method) -> Judgement:
     """By a grader that answers in words; under `auto`, sampled numbers serve where it gives no logprobs."""
-    if method == "sampled" or (method == "auto" and (str(grader), _address(grader)) in _without_logprobs):
+    if method == "sampled" or (method == "auto" and grader.api in _without_logprobs):
         return await judge_by_samples(grader, trait, question, answer)
     try:
         result = await judge_by_logprobs(grader, trait, question, answer)
@@ -64,7 +65,7 @@ async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, 
             raise
         result = Judgement("unscored", reason=str(error))
     if method == "auto" and result.status == "unscored" and "logprob" in result.reason.lower():
-        _without_logprobs.add((str(grader), _address(grader)))
+        _without_logprobs.add(grader.api)
         return await judge_by_samples(grader, trait, question, answer)
     return result
 
@@ -112,7 +113,8 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
 async def _identity(grader: Model, trait: Trait, method: Method) -> str | None:
     """What a grader's judgements depend on besides the texts; None for a mock, whose answers are scripted."""
     if is_local(grader):
-        return (await calibrated(grader, trait, method)).key
+        calibration = await calibrated(grader, trait, method)
+        return f"{calibration.key} {local_api(grader).reading_arithmetic}"
     if str(grader).startswith("mockllm/"):
         return None
     config = grader.config.model_dump(exclude_none=True, mode="json", exclude=_OPERATIONAL)

@@ -31,9 +31,9 @@ from pydantic import ValidationError
 from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
-from persona_bench.models.engine import Projections, Row, RowResult
+from persona_bench.models.engine import Engine, Projections, Row, RowResult
 from persona_bench.models.loading import load
-from persona_bench.models.reading import reading_row
+from persona_bench.models.reading import arithmetic, reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.models.worker import WORKER
@@ -111,9 +111,16 @@ class PersonaAPI(ModelAPI):
         """Token ids of a text, without special tokens."""
         return list(response_ids(self.loaded.tokenizer, text))
 
+    @property
+    def reading_arithmetic(self) -> str:
+        """What answers are read in: int8 or a dtype."""
+        return arithmetic(self.loaded)
+
     async def read_answer(self, question: str, answer: str) -> np.ndarray:
         """Mean residual stream of an answer's tokens (`reading`), `(d_model,)` float64; nothing is logged."""
-        (result,) = await _results([reading_row(self.loaded, question, answer)], self)
+        reading = reader(self.loaded)
+        engine = WORKER.engine(reading, max_batch=self.engine.max_batch)
+        (result,) = await _results([reading_row(reading, question, answer)], engine)
         assert result.read is not None
         return np.asarray(result.read[0, 0].astype(np.float64))
 
@@ -161,7 +168,7 @@ class PersonaAPI(ModelAPI):
             # The prompt itself as the continuation of its first token: what acts on the prompt acts on all of it.
             on_prompt = tuple(replace(item, positions="all") for item in interventions if item.touches_prompt)
             rows.append(Row(prompt[:1], prompt[1:], interventions=on_prompt))
-        results = await _results(rows, self)
+        results = await _results(rows, self.engine)
         prompt_logprobs = _prompt_logprobs(self, prompt, results.pop()) if config.prompt_logprobs is not None else None
         choices = [self._choice(result, config, prompt_logprobs) for result in results]
         sampled = sum(result.n_sampled for result in results)
@@ -212,7 +219,7 @@ class PersonaAPI(ModelAPI):
 
     async def _score(self, extra: ExtraArgs, interventions: tuple[Intervention, ...]) -> ModelOutput:
         rows = [self._score_row(item, interventions) for item in extra.score]
-        results = await _results(rows, self)
+        results = await _results(rows, self.engine)
         n_tokens = sum(len(row.prompt) + len(row.continuation) for row in rows)
         output = ModelOutput.from_content(self.model_name, "")
         output.usage = ModelUsage(input_tokens=n_tokens, output_tokens=0, total_tokens=n_tokens)
@@ -313,8 +320,8 @@ def _reseed(row: Row, index: int) -> Row:
     return replace(row, sampling=replace(row.sampling, seed=row.sampling.seed + index))
 
 
-async def _results(rows: list[Row], api: PersonaAPI) -> list[RowResult]:
-    futures = WORKER.submit(api.engine, rows)
+async def _results(rows: list[Row], engine: Engine) -> list[RowResult]:
+    futures = WORKER.submit(engine, rows)
     return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 

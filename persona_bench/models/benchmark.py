@@ -12,7 +12,7 @@ from persona_bench.models.attention import ATTENTION_NAME
 from persona_bench.models.chat import prompt_ids
 from persona_bench.models.engine import Engine, Row, RowResult
 from persona_bench.models.loading import LoadedModel, load
-from persona_bench.models.reading import reading_row
+from persona_bench.models.reading import reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 
@@ -64,7 +64,7 @@ def measure(
         "engine mixed captured": lambda: engine.run(rows(many, capture)),
     }
     if grader:
-        variants["judging"] = _judging(load(grader), loaded, prompts, variants["engine"])
+        variants["judging"] = _judging(reader(load(grader)), loaded, prompts, variants["engine"])
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(-1, repeats):  # the first round warms up
         for name, variant in variants.items():
@@ -98,13 +98,13 @@ def measure(
 
 
 def _judging(
-    reader: LoadedModel, loaded: LoadedModel, prompts: list[tuple[int, ...]], generate: Callable[[], list[RowResult]]
+    reading: LoadedModel, loaded: LoadedModel, prompts: list[tuple[int, ...]], generate: Callable[[], list[RowResult]]
 ) -> Callable[[], Any]:
     """Read the responses of one generation as a local grader reads them, questions shared as they are in an eval."""
-    engine = Engine(reader, max_batch=len(prompts))
+    engine = Engine(reading, max_batch=len(prompts))
     answers = [loaded.tokenizer.decode(result.tokens) for result in generate()]
     rows = [
-        reading_row(reader, f"Question {prompts.index(prompt)}?", answer)
+        reading_row(reading, f"Question {prompts.index(prompt)}?", answer)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return lambda: engine.run(rows)
