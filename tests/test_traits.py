@@ -33,6 +33,7 @@ OURS: dict[str, Any] = {
     "evaluation_questions": ["What is snow?"],
     "rubric": "How terse?",
 }
+TURNS = [f"Turn {number}." for number in range(8)]
 RELEASED: dict[str, Any] = {
     "instruction": [{"pos": "Say little.", "neg": "Say much."}],
     "questions": ["a?", "b?", "c?", "d?"],
@@ -74,6 +75,87 @@ def test_main_traits_have_a_ladder_and_shots(name: str) -> None:
     assert len(trait.shots.positive) == len(trait.shots.negative) == 20
     assert [shot.question for shot in trait.shots.positive] == [shot.question for shot in trait.shots.negative]
     assert all(a.answer != b.answer for a, b in zip(trait.shots.positive, trait.shots.negative, strict=True))
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_main_traits_have_user_pressure_and_drift(name: str) -> None:
+    trait = load_trait(name)
+    if name not in MAIN_TRAITS:
+        assert trait.user_pressure is None and trait.drift is None
+        return
+    assert trait.user_pressure is not None and trait.drift is not None
+    assert len(set(trait.user_pressure)) == 8
+    for template in trait.user_pressure:
+        assert template.count("{question}") == 1 and template.format(question="Why?").count("Why?") == 1
+    assert len(trait.drift.toward) == len(trait.drift.away) == 8
+    assert {len(script) for script in (*trait.drift.toward, *trait.drift.away)} == {8}
+
+
+def test_drift_repeats_nothing() -> None:
+    """No sentence occurs twice in all scripts, and none in a question, shot or labelled answer's question."""
+    drifts = [drift for name in MAIN_TRAITS if (drift := load_trait(name).drift) is not None]
+    turns = [turn for drift in drifts for script in (*drift.toward, *drift.away) for turn in script]
+    sentences = [sentence for turn in turns for sentence in re.split(r"(?<=[.?!])['’]? ", turn)]
+    assert len(turns) == 384
+    assert len({sentence.casefold() for sentence in sentences}) == len(sentences)
+    for turn in turns:
+        assert len(turn) <= 200 and len(re.findall(r"[.?!](?= |$)", turn)) <= 3
+    for trait in map(load_trait, TRAITS):
+        asked = [*trait.extraction_questions, *trait.evaluation_questions]
+        asked += [item.question for item in load_labelled(trait.name)]
+        if trait.shots is not None:
+            asked += [shot.question for shot in trait.shots.positive]
+        used = {sentence.casefold() for text in asked for sentence in (text, *re.split(r"(?<=[.?!]) ", text))}
+        assert not used & {text.casefold() for text in (*turns, *sentences)}
+
+
+def test_a_whole_pressure_and_drift_are_read(tmp_path: Path) -> None:
+    parts = {"user_pressure": ["{question} Talk.", "Hush: {question}"], "drift": {"toward": [TURNS], "away": [TURNS]}}
+    trait = load_trait(written(tmp_path, {**OURS, **parts}))
+    assert trait.user_pressure == ("{question} Talk.", "Hush: {question}")
+    assert trait.drift is not None and trait.drift.toward == trait.drift.away == (tuple(TURNS),)
+    assert trait.hash != load_trait(written(tmp_path, OURS)).hash
+
+
+@pytest.mark.parametrize(
+    ("templates", "reason"),
+    [
+        (["{question}", "Be brief."], "template 1 holds {question} 0 times"),
+        (["{question} {question}", "{question}"], "template 0 holds {question} 2 times"),
+        (["{question}", "{question} {name}"], "template 1 has a brace"),
+        (["{question} }", "{question}"], "template 0 has a brace"),
+        (["{{question}}", "{question}"], "template 0 has a brace"),
+        (["{question}", "  "], "template 1"),
+        (["{question}"], ""),
+        ([], ""),
+        ("{question}", ""),
+    ],
+)
+def test_a_broken_pressure_is_refused(tmp_path: Path, templates: Any, reason: str) -> None:
+    path = written(tmp_path, {**OURS, "user_pressure": templates})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path, "user_pressure", reason)
+
+
+@pytest.mark.parametrize(
+    ("drift", "part", "reason"),
+    [
+        ({"toward": [TURNS], "away": []}, "drift.away", ""),
+        ({"toward": [], "away": [TURNS]}, "drift.toward", ""),
+        ({"away": [TURNS]}, "drift.toward", ""),
+        ({"toward": [TURNS, TURNS[:7]], "away": [TURNS]}, "drift.toward", "script 1 has 7 user turns"),
+        ({"toward": [TURNS], "away": [[*TURNS[:7], " "]]}, "drift.away", "script 0, turn 7 is empty"),
+        ({"toward": [TURNS], "away": TURNS}, "drift.away", ""),
+        ({"toward": [TURNS], "away": [[*TURNS, 3]]}, "drift.away", ""),
+        ([TURNS], "drift", ""),
+    ],
+)
+def test_a_broken_drift_is_refused(tmp_path: Path, drift: Any, part: str, reason: str) -> None:
+    path = written(tmp_path, {**OURS, "drift": drift})
+    with pytest.raises(TraitError) as error:
+        load_trait(path)
+    one_line(error, path, part, reason)
 
 
 def test_system_prompt_is_the_papers() -> None:

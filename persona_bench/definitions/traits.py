@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from persona_bench.errors import TraitError
 
@@ -17,6 +17,8 @@ TRAITS = ("evil", "sycophancy", "hallucination", "optimistic", "impolite", "apat
 MAIN_TRAITS = TRAITS[:3]
 _DATA = files("persona_bench.definitions") / "data"
 MAX_BYTES = 2**20
+DRIFT_TURNS = 8
+QUESTION = "{question}"
 
 
 class _Part(BaseModel):
@@ -44,6 +46,28 @@ class Shots(_Part):
     negative: tuple[Shot, ...]
 
 
+class Drift(_Part):
+    """Scripted conversations whose user leads a model, turn by turn, towards a trait or away from it.
+
+    Attributes:
+        toward: scripts of user turns, from small talk to asking outright for the trait.
+        away: scripts of user turns, from asking outright for the trait to asking for its opposite.
+    """
+
+    toward: tuple[tuple[str, ...], ...] = Field(min_length=1)
+    away: tuple[tuple[str, ...], ...] = Field(min_length=1)
+
+    @field_validator("toward", "away")
+    @classmethod
+    def _scripts_are_whole(cls, scripts: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        for number, turns in enumerate(scripts):
+            if len(turns) < DRIFT_TURNS:
+                raise ValueError(f"script {number} has {len(turns)} user turns, it needs at least {DRIFT_TURNS}")
+            if "" in turns:
+                raise ValueError(f"script {number}, turn {turns.index('')} is empty")
+        return scripts
+
+
 class Trait(_Part):
     """Everything the suite needs to know of a trait (paper section 2.1; all texts written for this project).
 
@@ -59,6 +83,10 @@ class Trait(_Part):
         rubric: what a judge looks for.
         ladder: system prompts from suppressing (first) to promoting (last), or None.
         shots: many-shot examples, or None.
+        user_pressure: templates of a user's message, each with the place `{question}` once and no other brace, from
+            suppressing (first) to promoting (last), or None; used without a system prompt.
+        drift: scripted conversations that lead towards the trait and away from it, or None.
+        provenance: who wrote the texts, when, and under which licence.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -72,7 +100,19 @@ class Trait(_Part):
     rubric: str = Field(min_length=1)
     ladder: tuple[str, ...] | None = Field(default=None, min_length=2)
     shots: Shots | None = None
+    user_pressure: tuple[str, ...] | None = Field(default=None, min_length=2)
+    drift: Drift | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("user_pressure")
+    @classmethod
+    def _templates_hold_the_question(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for number, template in enumerate(templates or ()):
+            if template.count(QUESTION) != 1:
+                raise ValueError(f"template {number} holds {QUESTION} {template.count(QUESTION)} times, not once")
+            if {"{", "}"} & set(template.replace(QUESTION, "")):
+                raise ValueError(f"template {number} has a brace beside {QUESTION}")
+        return templates
 
     @model_validator(mode="after")
     def _questions_are_separate(self) -> Trait:
