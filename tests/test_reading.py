@@ -111,6 +111,99 @@ def test_a_shared_prefix_changes_no_reading(kind: str, shared: int) -> None:
     assert np.array_equal(first, again)
 
 
+# Scalar products of every token
+
+
+def directions(seed: int = 4, n: int = 3) -> torch.Tensor:
+    return torch.randn(n, 5, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def products(result: RowResult) -> np.ndarray:
+    assert result.products is not None
+    return result.products
+
+
+def multiplied(row: Row, given: torch.Tensor, spans: tuple[tuple[int, int], ...] = ()) -> Row:
+    assert row.reading is not None
+    return replace(row, reading=Reading(row.reading.layers, spans, given))
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_products_are_those_of_a_plain_pass(kind: str) -> None:
+    loaded, given = tiny(kind), directions()
+    states = torch.stack([torch.as_tensor(state) for state in reference_states(loaded, PROMPT + ANSWER)]).float()
+    layers = (4, 1, 3)
+    found = Engine(loaded).run([Row(PROMPT + ANSWER, reading=Reading(layers, SPANS, given))])[0]
+    expected = torch.einsum("ltd,kld->tkl", states[list(layers)], given[:, list(layers)])
+    assert products(found).shape == (N_TOKENS, 3, 3) and products(found).dtype == np.float32
+    np.testing.assert_allclose(products(found), expected, rtol=1e-3, atol=1e-3)
+    for place, (start, stop) in enumerate(SPANS):
+        mean = np.einsum("ld,kld->kl", read(found)[place], given[:, list(layers)].numpy())
+        np.testing.assert_allclose(products(found)[start:stop].mean(0), mean, rtol=1e-3, atol=1e-3)
+
+
+def test_products_need_no_span_and_spans_no_products() -> None:
+    engine = Engine(tiny())
+    found = engine.run([Row(PROMPT, ANSWER, reading=Reading((2,), directions=directions()))])[0]
+    assert read(found).shape == (0, 1, 32) and products(found).shape == (N_TOKENS, 3, 1)
+    assert engine.run([Row(PROMPT, ANSWER, reading=Reading((2,), ((0, 2),)))])[0].products is None
+
+
+@pytest.mark.parametrize("shared", [1, 3, len(PROMPT)])
+def test_products_begin_after_the_shared_prefix(shared: int) -> None:
+    row = Row(PROMPT + ANSWER, reading=Reading((2, 3), directions=directions()))
+    engine = Engine(tiny())
+    whole = products(engine.run([row])[0])
+    for _ in range(2):
+        found = products(engine.run([replace(row, shared_prefix=shared)])[0])
+        np.testing.assert_allclose(found, whole[shared:], rtol=1e-4, atol=1e-4)
+
+
+def test_products_are_taken_after_steering() -> None:
+    engine, given = Engine(tiny()), directions()
+    row = Row(PROMPT, ANSWER, reading=Reading((2,), directions=given))
+    steered = replace(row, interventions=(Intervention(2, vector(1), 1.5),))
+    change = products(engine.run([steered])[0]) - products(engine.run([row])[0])
+    np.testing.assert_allclose(change[: len(PROMPT) - 1], 0, atol=1e-4)
+    expected = 1.5 * (given[:, 2] @ vector(1)).numpy()
+    np.testing.assert_allclose(change[len(PROMPT) - 1 :, :, 0], np.tile(expected, (5, 1)), atol=1e-3)
+
+
+def test_rows_of_one_pass_may_have_directions_of_their_own() -> None:
+    loaded = tiny()
+    sets = (directions(1, 1), directions(2, 4), None)
+    rows = [
+        replace(row, reading=Reading((1, 2 + i % 3), (), sets[i % 3]))
+        for i, row in enumerate(readings(12, shared=False))
+    ]
+    rows = [
+        row if sets[i % 3] is not None else replace(row, reading=Reading((2,), ((0, 1),))) for i, row in enumerate(rows)
+    ]
+    for i, result in enumerate(Engine(loaded).run(rows)):
+        alone = Engine(loaded).run([rows[i]])[0]
+        given = sets[i % 3]
+        if given is None:
+            assert result.products is None
+            continue
+        assert products(result).shape == (len(rows[i].prompt), len(given), 2)
+        np.testing.assert_allclose(products(result), products(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(32,), (5, 32), (1, 4, 32), (1, 5, 31), (1, 5, 32, 1)])
+def test_directions_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    engine = Engine(tiny())
+    with pytest.raises(ModelError) as error:
+        engine.submit(Row(PROMPT, reading=Reading((1,), directions=torch.zeros(shape))))
+    one_line(error, str(shape), "(n, 5, 32)")
+    with pytest.raises(ModelError) as error:
+        engine.submit(Row(PROMPT, reading=Reading((1,), directions=directions()), shared_prefix=len(PROMPT)))
+    one_line(error, f"first {len(PROMPT)}")
+    assert not engine.busy
+
+
+# Alone and together
+
+
 def in_bfloat16(kind: str) -> LoadedModel:
     loaded = tiny(kind)
     loaded.model.to(torch.bfloat16)
@@ -134,6 +227,12 @@ def test_alone_and_batched_are_bit_equal(kind: str, shared: bool) -> None:
         assert all_equal(alone, [read(result) for result in together[:12]])
     backwards = Engine(loaded).run(rows[::-1])[::-1]
     assert all_equal(alone, [read(result) for result in backwards[:12]])
+    given = directions()
+    multiplying = [multiplied(row, given) for row in rows]
+    alone = [products(Engine(loaded).run([row])[0]) for row in multiplying[:12]]
+    for mixed in (multiplying, [*multiplying[:12], *rows[12:]]):
+        together = Engine(loaded, max_batch=24).run(mixed)
+        assert all_equal(alone, [products(result) for result in together[:12]])
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -180,6 +279,16 @@ def test_only_the_pass_of_a_shared_question_goes_deeper(monkeypatch: pytest.Monk
         engine.run(readings(20, shared=True))
     assert first["2"] > first["3"] == first["4"] >= 1 and not first["head"]
     assert set(counted) == {"1", "2"}, "the questions are kept"
+
+
+@no_bfloat16
+def test_rows_that_are_only_read_leave_the_cache_of_those_that_write_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row near the context's length would make every slot as long."""
+    loaded = in_bfloat16("llama")
+    engine = Engine(loaded)
+    with passes(loaded, monkeypatch) as counted:
+        engine.run([multiplied(row, directions()) for row in readings(20, shared=False)])
+    assert engine._cache is None and set(counted) == {"1", "2"}
 
 
 @no_bfloat16

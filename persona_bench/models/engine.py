@@ -33,17 +33,20 @@ HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its 
 StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
-    """Mean residual streams over stretches of the given tokens.
+    """Mean residual streams over stretches of the given tokens, and scalar products at every one of them.
 
     Attributes:
         layers: 1-based layers.
         spans: (start, stop) in tokens of prompt and continuation together; none may start inside the shared prefix.
+        directions: `(n_directions, n_layers + 1, d_model)` float32, used as given; every token's residual stream after
+            the shared prefix is multiplied with them, and not kept. Rows that share the tensor share the work.
     """
 
     layers: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...] = ()
+    directions: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,8 @@ class RowResult:
             continuation; the paper's three positions (section 2.2). Layer 0 is the embedding.
         hidden_norms: `(n_layers + 1,)` float32, mean Euclidean norm over the continuation's tokens.
         read: `(n_spans, n_layers_read, d_model)` float32, as `Reading` asks.
+        products: `(n_tokens, n_directions, n_layers_read)` float32, of every token given after the shared prefix, if
+            `Reading` holds directions.
     """
 
     tokens: tuple[int, ...]
@@ -117,6 +122,7 @@ class RowResult:
     hidden_means: np.ndarray | None = None
     hidden_norms: np.ndarray | None = None
     read: np.ndarray | None = None
+    products: np.ndarray | None = None
 
 
 class _Job:
@@ -149,6 +155,7 @@ class _Job:
         self.hidden: np.ndarray | None = None
         self.norms: np.ndarray | None = None
         self.read: np.ndarray | None = None
+        self.products: np.ndarray | None = None
         self.scores: list[float] = []
         self.continuation_logprobs = np.zeros(0, np.float32)
         self.alternative_logprobs = np.zeros(0, np.float32)
@@ -192,6 +199,7 @@ class _Job:
                 hidden_means=self.hidden,
                 hidden_norms=self.norms,
                 read=self.read,
+                products=self.products,
             )
         )
 
@@ -281,12 +289,7 @@ class Engine:
         if row.reading is not None:
             self._check_reading(row.reading, total, row.shared_prefix)
         if row.capture is not None:
-            shape = tuple(row.capture.directions.shape)
-            if shape[1:] != (self.hooks.n_layers + 1, self.hooks.d_model):
-                raise ModelError(
-                    f"directions of shape {shape} do not fit this model; "
-                    f"(n, {self.hooks.n_layers + 1}, {self.hooks.d_model}) is needed"
-                )
+            self._check_directions(row.capture.directions)
         job = _Job(row, limit)
         self._inbox.append(job)
         return job.future
@@ -299,6 +302,18 @@ class Engine:
                 raise ModelError(
                     f"tokens {start}..{stop} of a row of {total} that shares its first {shared} cannot be read"
                 )
+        if reading.directions is not None:
+            self._check_directions(reading.directions)
+            if shared >= total:
+                raise ModelError(f"a row of {total} tokens that shares its first {shared} leaves none to be read")
+
+    def _check_directions(self, directions: Tensor) -> None:
+        shape = tuple(directions.shape)
+        if shape[1:] != (self.hooks.n_layers + 1, self.hooks.d_model):
+            raise ModelError(
+                f"directions of shape {shape} do not fit this model; "
+                f"(n, {self.hooks.n_layers + 1}, {self.hooks.d_model}) is needed"
+            )
 
     def run(self, rows: Sequence[Row], on_done: Callable[[int], None] | None = None) -> list[RowResult]:
         """Run rows to the end and return their results in order; `on_done` is told how many are finished."""
@@ -391,7 +406,8 @@ class Engine:
         if not chunk:  # every request was cancelled
             return
         try:
-            self._ensure_room(max(job.room for job in chunk))
+            if not chunk[0].depth:
+                self._ensure_room(max(job.room for job in chunk))
             self._prefill_prefixes({job.prefix for job in chunk if job.prefix}, free)
             self._prefill(chunk)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError):
@@ -419,15 +435,15 @@ class Engine:
                 chunk.append(job)
         return chunk
 
-    def _ensure_room(self, room: int) -> None:
+    def _ensure_room(self, room: int) -> SlotCache:
         room += MIN_WIDTH
         if self._cache is None:
             self._cache = SlotCache(self.hooks.n_layers, self.max_batch + 1, room)
         elif room > self._cache.capacity:
             self._cache.grow(max(room, self._cache.capacity * 3 // 2))
+        return self._cache
 
     def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int) -> None:
-        assert self._cache is not None
         missing = sorted((prefix for prefix in prefixes if prefix not in self._prefixes), key=len)
         low = len(self._active)
         while missing:
@@ -436,14 +452,18 @@ class Engine:
                 missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
             ):
                 chunk.append(missing.pop())
-            self._forward(low, [0] * len(chunk), chunk, None)
+            cache = self._ensure_room(max(MIN_WIDTH, len(chunk[0])))
+            self._forward(cache, low, low, [0] * len(chunk), chunk, None)
             for offset, prefix in enumerate(chunk):
-                self._prefixes.put(prefix, self._cache.read(low + offset, len(prefix)), prefixes)
+                self._prefixes.put(prefix, cache.read(low + offset, len(prefix)), prefixes)
 
     def _prefill(self, chunk: list[_Job]) -> None:
-        assert self._cache is not None
         chunk.sort(key=lambda job: job.prefix)
-        low = len(self._active)
+        low, depth = len(self._active), chunk[0].depth
+        starts = [len(job.prefix) for job in chunk]
+        reach = max(starts) + max(MIN_WIDTH, *(job.suffix for job in chunk))
+        # Rows that are only read keep nothing: their cache is no larger than they are and no deeper than they go.
+        cache, first = (SlotCache(depth, len(chunk), reach), 0) if depth else (self._ensure_room(reach), low)
         for index, job in enumerate(chunk):
             self.hooks.occupy(low + index, job.row.interventions)
         start = 0
@@ -452,10 +472,10 @@ class Engine:
             while end < len(chunk) and chunk[end].prefix == chunk[start].prefix:
                 end += 1
             if chunk[start].prefix:
-                self._cache.write(low + start, low + end, self._prefixes.get(chunk[start].prefix))
+                held = self._prefixes.get(chunk[start].prefix)
+                cache.write(first + start, first + end, held[:depth] if depth else held)
             start = end
-        starts = [len(job.prefix) for job in chunk]
-        hidden = self._forward(low, starts, [job.given[len(job.prefix) :] for job in chunk], chunk)
+        hidden = self._forward(cache, first, low, starts, [job.given[len(job.prefix) :] for job in chunk], chunk)
         self._score(chunk, hidden)
         for job in chunk:
             job.length = len(job.given)
@@ -470,28 +490,37 @@ class Engine:
                     job.finish()
                     continue
             if slot != staying:
-                self._cache.move(slot, staying, job.length)
+                cache.move(slot, staying, job.length)
                 self.hooks.move(slot, staying)
             self.hooks.enter_decoding(staying)
             self._active.append(job)
             staying += 1
         self._set_directions()
 
-    def _forward(self, low: int, starts: list[int], inputs: Sequence[Sequence[int]], jobs: list[_Job] | None) -> Tensor:
-        """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken."""
-        assert self._cache is not None
+    def _forward(
+        self,
+        cache: SlotCache,
+        first: int,
+        low: int,
+        starts: list[int],
+        inputs: Sequence[Sequence[int]],
+        jobs: list[_Job] | None,
+    ) -> Tensor:
+        """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken.
+
+        Keys and values go to a cache's slots from `first` on, interventions come from the hooks' slots from `low` on.
+        """
         rows, width = len(inputs), max(MIN_WIDTH, *(len(tokens) for tokens in inputs))
         device = self.loaded.device
         tokens = torch.zeros(rows, width, dtype=torch.long)
         for index, given in enumerate(inputs):
             tokens[index, : len(given)] = torch.tensor(given, dtype=torch.long)
-        self._ensure_room(max(starts) + width)
         masks, reader = None, None
         if jobs is not None:
             masks = _position_masks(jobs, starts, width).to(device)
             reader = _Reader(jobs, starts, self.hooks, device)
         self.prefill_tokens += sum(len(given) for given in inputs)
-        with self._cache.frame(low, starts, width, device) as frame:
+        with cache.frame(first, starts, width, device) as frame:
             self.hooks.begin(low, low + rows, masks, None)
             if reader is not None and reader.wanted:
                 self.hooks.reader = reader
@@ -499,7 +528,7 @@ class Engine:
                 output = self.loaded.decoder(
                     input_ids=tokens.to(device),
                     position_ids=frame.positions,
-                    past_key_values=self._cache,
+                    past_key_values=cache,
                     use_cache=True,
                 )
                 hidden: Tensor = output.last_hidden_state
@@ -689,6 +718,8 @@ class _Reader:
             index: torch.zeros(len(reading.spans), len(reading.layers), hooks.d_model, device=device)
             for index, _job, reading in self.readings
         }
+        self._shared = self._sharing(device)
+        self._products: dict[tuple[int, int], Tensor] = {}
         self._values = [
             np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
             for _index, _job, directions, (first, last) in self.captures
@@ -697,6 +728,16 @@ class _Reader:
             index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means
         }
         self._norms = {index: torch.zeros(self.n_layers + 1, device=device) for index, _ in self.means}
+
+    def _sharing(self, device: torch.device) -> list[tuple[Tensor, set[int], list[int]]]:
+        """(directions, layers, rows of the pass) of each set of directions that readings hold."""
+        shared: dict[int, tuple[Tensor, set[int], list[int]]] = {}
+        for index, _job, reading in self.readings:
+            if reading.directions is not None:
+                held = shared.setdefault(id(reading.directions), (reading.directions.to(device), set(), []))
+                held[1].update(reading.layers)
+                held[2].append(index)
+        return list(shared.values())
 
     def _span(self, index: int, job: _Job) -> tuple[int, int]:
         capture = job.row.capture
@@ -723,6 +764,10 @@ class _Reader:
                 for place, (first, last) in enumerate(reading.spans):
                     mean = hidden[index, first - shift : last - shift].mean(0)
                     self._read[index][place, reading.layers.index(layer)] = mean
+        for place, (directions, layers, rows) in enumerate(self._shared):
+            if layer in layers:
+                whole = len(rows) == len(hidden)
+                self._products[place, layer] = project(hidden if whole else hidden[rows], directions[:, layer])
         if layer and layer == self.depth:
             raise _DeepEnoughError
 
@@ -741,6 +786,15 @@ class _Reader:
             job.norms = self._norms[index].cpu().numpy()
         for index, job, _reading in self.readings:
             job.read = self._read[index].cpu().numpy()
+        for place, (_directions, layers, rows) in enumerate(self._shared):
+            order = sorted(layers)
+            # `(rows, tokens, n_directions, n_layers)`
+            products = torch.stack([self._products[place, layer] for layer in order], -1).cpu().numpy()
+            for index, values in zip(rows, products, strict=True):
+                job, reading = self.jobs[index], self.jobs[index].row.reading
+                assert reading is not None
+                first, last = job.row.shared_prefix - self.starts[index], len(job.given) - self.starts[index]
+                job.products = values[first:last, :, [order.index(layer) for layer in reading.layers]]
 
 
 def _log_total(logits: Tensor) -> Tensor:
