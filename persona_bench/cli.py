@@ -201,19 +201,82 @@ def judge(trait: str, grader: str, method: str, source: Path, out: Path) -> None
 @main.command()
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
 @click.option("--vector", required=True, type=click.Path(path_type=Path), help="A vector file.")
-@click.option("--layer", type=int, help="1-based layer.  [default: all]")
+@click.option("--layer", "layers", type=int, multiple=True, help="1-based layer; may be repeated.  [default: all]")
+@click.option(
+    "--direction",
+    "directions",
+    multiple=True,
+    help="One the vector file holds, or random:K; may be repeated.  [default: persona]",
+)
+@click.option("--by", default="transcript", help="A row a transcript, message or token (and layer).", **SHOWN)
 @click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="JSONL with `messages`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The CSV to write.")
-def project(model: str, vector: Path, layer: int | None, source: Path, out: Path) -> None:
-    """Project transcripts on a vector: one row a transcript and layer."""
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .csv or .parquet to write.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw one transcript, as .png or .pdf.")
+@click.option("--transcript", "number", default=0, help="Which one --plot draws, counted from 0.", **SHOWN)
+def project(
+    model: str,
+    vector: Path,
+    layers: tuple[int, ...],
+    directions: tuple[str, ...],
+    by: str,
+    source: Path,
+    out: Path,
+    plot: Path | None,
+    number: int,
+) -> None:
+    """Project transcripts on a vector: one row a transcript, message or token, and layer.
+
+    --plot draws the projection along one transcript at the first layer given, or at the middle one.
+    """
     from persona_bench.models.loading import load
     from persona_bench.models.worker import WORKER
     from persona_bench.vectors.projection import project_file
+    from persona_bench.vectors.table_file import check_table_path
     from persona_bench.vectors.vector import PersonaVector
 
-    loaded_vector = PersonaVector.load(vector)
-    n = project_file(WORKER.engine(load(model)), loaded_vector, source, out, layer, progress=_say)
-    click.echo(f"{out}: {n} transcripts")
+    check_table_path(out)
+    if plot is not None:
+        from persona_bench.analysis.traces import check_plot_path
+
+        check_plot_path(plot)
+    held = PersonaVector.load(vector)
+    loaded = load(model)
+    done = project_file(
+        WORKER.engine(loaded),
+        held,
+        source,
+        out,
+        layers or None,
+        directions=directions or ("persona",),
+        by=by,
+        trace=None if plot is None else number,
+        progress=_say,
+    )
+    click.echo(f"{out}: {done.n} transcripts")
+    if done.overlong:
+        named = ", ".join(done.named) + (", ..." if done.overlong > len(done.named) else "")
+        click.echo(
+            f"warning: {done.overlong} transcripts do not fit the model's context of {loaded.max_length} tokens; "
+            f"their rows hold no numbers: {named}",
+            err=True,
+        )
+    if done.unplaced:
+        click.echo(f"warning: the chat template left nothing of {done.unplaced} messages", err=True)
+    if plot is not None:
+        _plot(plot, model, held, layers, number, done.trace)
+        click.echo(f"{plot}: transcript {number}")
+
+
+def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: int, rows: Any) -> None:
+    import pandas as pd
+
+    from persona_bench.analysis.traces import save_trace
+    from persona_bench.vectors.projection import TRACE_COLUMNS, trace_layer
+
+    tokens = pd.DataFrame(rows, columns=list(TRACE_COLUMNS))
+    layer = trace_layer(vector, layers or range(1, vector.n_layers + 1))
+    note = f"{model} · transcript {number} · {tokens['position'].nunique()} tokens"
+    save_trace(tokens, path, f"{model}: {vector.trait}, layer {layer}", note)
 
 
 @main.command()
@@ -222,13 +285,21 @@ def project(model: str, vector: Path, layer: int | None, source: Path, out: Path
 @click.option("--tokens", default=64, help="New tokens a row.", **SHOWN)
 @click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
 @click.option("--grader", help="Local weights: also time judging what was generated.  [default: none]")
+@click.option("--transcripts", default=0, help="Also time projecting so many; 0 for none.", **SHOWN)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
-def bench(model: str, batch: int, tokens: int, repeats: int, grader: str | None, target: Path | None) -> None:
+def bench(
+    model: str, batch: int, tokens: int, repeats: int, grader: str | None, transcripts: int, target: Path | None
+) -> None:
     """Time the engine against transformers' own generate, in one run."""
     from persona_bench.files import write_atomic
     from persona_bench.models.benchmark import measure
 
     figures = measure(model, batch, tokens, repeats, _say, grader or "")
+    if transcripts > 0:
+        from persona_bench.vectors.benchmark import measure_projection
+
+        figures["projection"] = measure_projection(model, transcripts, repeats, _say)
+        figures["ratios"] |= figures["projection"].pop("ratios")
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():

@@ -1,9 +1,7 @@
-"""Vectors: the file keeps what was put in, extraction and projection agree with plain loops, bad input is refused."""
+"""Vectors: the file keeps what was put in, extraction agrees with plain loops, bad input is refused."""
 
 from __future__ import annotations
 
-import csv
-import json
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,14 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from persona_bench.definitions.traits import load_refusals, load_trait
-from persona_bench.errors import DataError, ExtractionError, VectorError
+from persona_bench.errors import ExtractionError, VectorError
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import LoadedModel
 from persona_bench.vectors import extraction
 from persona_bench.vectors import vector as vector_module
 from persona_bench.vectors.extraction import MIN_KEPT, Filter, Rollout, drop_reasons, extract, refusal_direction
-from persona_bench.vectors.projection import CHUNK, COLUMNS, project_file, read_jsonl
 from persona_bench.vectors.vector import DIRECTIONS, PersonaVector
 from tests.conftest import one_line, talking, tiny_vector
 from tests.test_steering import reference_states
@@ -379,121 +376,3 @@ def test_memory_does_not_grow_with_the_responses(monkeypatch: pytest.MonkeyPatch
     few, lots = peak(8), peak(64)
     bytes_of_one = 3 * 5 * 32 * 4
     assert lots - few < 2 * (64 - 8) * bytes_of_one / 4
-
-
-# Projection
-
-
-def transcripts(path: Path, items: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    return path
-
-
-def conversation(i: int) -> dict[str, Any]:
-    turns = [
-        {"role": "user", "content": f"What is {WORDS[i % 10]}?"},
-        {"role": "assistant", "content": f"It is {WORDS[(i + 3) % 10]}, number {i}."},
-    ]
-    return {"messages": [{"role": "system", "content": "Be brief."}, *turns] if i % 2 else turns}
-
-
-def test_projections_agree_with_plain_loops(tmp_path: Path) -> None:
-    loaded, made = talking(), tiny_vector()
-    items = [conversation(i) for i in range(CHUNK + 3)]
-    source = transcripts(tmp_path / "in.jsonl", items)
-    target = tmp_path / "deep" / "out.csv"
-    assert project_file(Engine(loaded), made, source, target) == len(items)
-    with target.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
-    assert [(int(row["index"]), int(row["layer"])) for row in rows] == [
-        (index, layer) for index in range(len(items)) for layer in range(1, 5)
-    ]
-    unit = made.directions["persona"] / made.directions["persona"].norm(dim=1, keepdim=True)
-    for index in (0, 1, 40, CHUNK, CHUNK + 2):
-        *prompt, last = items[index]["messages"]
-        means = reference_means(loaded, [(turn["role"], turn["content"]) for turn in prompt], last["content"])
-        for layer in range(1, 5):
-            row = rows[4 * index + layer - 1]
-            for column, position in (("prompt_last",) * 2, ("prompt_avg",) * 2, ("response_avg", "persona")):
-                expected = float(means[position][layer] @ unit[layer].double())
-                assert float(row[column]) == pytest.approx(expected, rel=2e-3, abs=2e-3)
-
-
-def test_one_layer_is_that_part_of_all(tmp_path: Path) -> None:
-    source = transcripts(tmp_path / "in.jsonl", [conversation(i) for i in range(3)])
-    engine, made = Engine(talking()), tiny_vector()
-    project_file(engine, made, source, tmp_path / "all.csv")
-    project_file(engine, made, source, tmp_path / "two.csv", layer=2)
-    lines = (tmp_path / "all.csv").read_text().splitlines()
-    assert (tmp_path / "two.csv").read_text().splitlines() == [lines[0], *lines[2::4]]
-
-
-def test_blank_lines_are_skipped_and_lines_counted(tmp_path: Path) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_text('\n{"a": 1}\n\n  \n{"a": 2}\n')
-    assert list(read_jsonl(path)) == [(2, {"a": 1}), (5, {"a": 2})]
-
-
-GOOD = json.dumps(conversation(0))
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        ("", "empty"),
-        ("\n  \n", "empty"),
-        (f"{GOOD}\n{{broken\n", "line 2"),
-        (f"{GOOD}\n[1]\n", "line 2"),
-        (f"{GOOD}\n\n3\n", "line 3"),
-        ('{"text": "x"}\n', "messages"),
-        ('{"messages": []}\n', "messages"),
-        ('{"messages": "x"}\n', "messages"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "messages"),
-        ('{"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}\n', "content"),
-        ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "x"}]}\n', "content"),
-        ('{"messages": ["x", "y"]}\n', "content"),
-        ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}\n', "assistant"),
-        ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}\n', "assistant"),
-        (GOOD + "\n" + GOOD[:-3], "line 2"),
-    ],
-)
-def test_broken_transcripts_leave_no_file(tmp_path: Path, content: str, part: str) -> None:
-    source, target = tmp_path / "in.jsonl", tmp_path / "out" / "out.csv"
-    source.write_text(content)
-    with pytest.raises(DataError) as error:
-        project_file(Engine(talking()), tiny_vector(), source, target)
-    one_line(error, str(source), part)
-    assert not target.parent.exists() or not list(target.parent.iterdir())
-
-
-def test_unreadable_transcripts_leave_no_file(tmp_path: Path) -> None:
-    target = tmp_path / "out" / "out.csv"
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe{}")
-    for source in (tmp_path / "none.jsonl", tmp_path, tmp_path / "binary.jsonl"):
-        with pytest.raises(DataError) as error:
-            project_file(Engine(talking()), tiny_vector(), source, target)
-        one_line(error, str(source))
-        assert not target.exists() and not list(tmp_path.glob("out/*"))
-
-
-def test_an_older_file_survives_a_broken_input(tmp_path: Path) -> None:
-    target = tmp_path / "out.csv"
-    target.write_text("older")
-    source = tmp_path / "in.jsonl"
-    source.write_text(f"{GOOD}\nbroken\n")
-    with pytest.raises(DataError):
-        project_file(Engine(talking()), tiny_vector(), source, target)
-    assert target.read_text() == "older" and sorted(item.name for item in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
-
-
-@pytest.mark.parametrize(("n_layers", "d_model"), [(4, 31), (3, 32), (5, 32)])
-def test_a_vector_of_another_model_is_refused(tmp_path: Path, n_layers: int, d_model: int) -> None:
-    source = transcripts(tmp_path / "in.jsonl", [conversation(0)])
-    with pytest.raises(VectorError) as error:
-        project_file(Engine(talking()), tiny_vector(n_layers, d_model), source, tmp_path / "out.csv")
-    one_line(error, str(n_layers), str(d_model), "another model")
-    with pytest.raises(VectorError) as error:
-        project_file(Engine(talking()), tiny_vector(), source, tmp_path / "out.csv", layer=5)
-    one_line(error, "layer 5")
-    assert not (tmp_path / "out.csv").exists()

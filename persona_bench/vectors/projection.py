@@ -1,41 +1,49 @@
-"""Transcripts -> scalar projections on a persona vector, by teacher forcing and in constant memory."""
+"""Transcripts -> scalar projections on directions of a persona vector, by teacher forcing and in constant memory."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from persona_bench.errors import DataError, VectorError
-from persona_bench.files import atomic_path, read_jsonl
-from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Row
-from persona_bench.models.steering import Capture
+from persona_bench.files import read_jsonl
+from persona_bench.models.engine import Engine, Reading, Row
+from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
+from persona_bench.vectors.table_file import Value, check_table_path, table_file
+from persona_bench.vectors.transcripts import Transcript, read_transcripts
 from persona_bench.vectors.vector import PersonaVector
 
-COLUMNS = ("index", "layer", "prompt_last", "prompt_avg", "response_avg")
-CHUNK = 64
+__all__ = ["BY", "COLUMNS", "TRACE_COLUMNS", "Projected", "project_file", "project_transcripts", "trace_layer"]
+
+NAMED = 10  # transcripts that do not fit are all counted, and this many of them named
+SAY_SECONDS = 5.0
 
 
-def transcript(item: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
-    """(conversation, last assistant message) of a line `{"messages": [{"role", "content"}, ...]}`.
+@dataclass(frozen=True)
+class Projected:
+    """What became of a file of transcripts.
 
-    Raises:
-        DataError: naming what is missing.
+    Attributes:
+        n: how many it held.
+        overlong: how many of them are longer than the model's context; their rows hold no numbers.
+        named: the first of those, by line.
+        unplaced: messages of which the model's chat template left nothing (not counted by transcript).
+        trace: the tokens of the transcript that was asked for, rows of `TRACE_COLUMNS`.
     """
-    messages = item.get("messages")
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise DataError(f"{where}: needs `messages`, a list of at least a user and an assistant message")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DataError(f"{where}: every message needs `role` and `content` as text")
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise DataError(f"{where}: the last message must be a non-empty assistant message")
-    return messages[:-1], messages[-1]["content"]
+
+    n: int
+    overlong: int = 0
+    named: tuple[str, ...] = ()
+    unplaced: int = 0
+    trace: tuple[tuple[Value, ...], ...] = ()
 
 
 def project_file(
@@ -43,46 +51,158 @@ def project_file(
     vector: PersonaVector,
     source: Path,
     target: Path,
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
+    *,
+    directions: Sequence[str] = ("persona",),
+    by: str = "transcript",
+    trace: int | None = None,
     progress: Callable[[str], None] | None = None,
-) -> int:
-    """Project every transcript of a JSONL file and write the CSV; returns how many transcripts it held.
+) -> Projected:
+    """Project every transcript of a JSONL file and write a table, `.csv` or `.parquet`.
 
-    Values are scalar projections h . v / |v| of the last prompt token, the prompt's mean and the response's mean.
+    Values are scalar projections h . v / |v|, as if the model had been given the conversation without its last
+    message and had answered with that. Rows come by transcript, layer and direction; with more than one direction
+    there is a column `direction`. What they hold depends on `by`:
+
+    - `transcript`: the last prompt token's, the prompt's mean and the response's mean.
+    - `message`: the mean over the message's own tokens, the last of them, and, for an assistant message, the token
+      before the first: the last prompt token of that turn, where the paper monitors (section 3.3).
+    - `token`: every token; `message` and `role` are empty for what the chat template adds.
+
+    Args:
+        engine: of the model the vector was made for.
+        vector: holds the directions.
+        source: JSONL, `{"messages": [...]}` a line; may be larger than memory.
+        target: the table to write.
+        layer: one or several 1-based layers; None for all.
+        directions: names that `PersonaVector.direction` takes.
+        by: `transcript`, `message` or `token`.
+        trace: number (from 0) of the transcript whose tokens are also returned, at `trace_layer`.
+        progress: told about progress.
 
     Raises:
-        VectorError: the layer is outside the vector, or the vector was made for a model of another shape.
-        DataError: the input is broken, or the output cannot be written.
+        VectorError: a layer or direction that the vector does not have, or a vector for a model of another shape.
+        DataError: the input is broken, the output cannot be written, or the transcript to trace is not there or does
+            not fit the model's context.
     """
     if (vector.n_layers, vector.directions["persona"].shape[1]) != (engine.hooks.n_layers, engine.hooks.d_model):
         raise VectorError(
             f"this vector has {vector.n_layers} layers of width {vector.directions['persona'].shape[1]}, the model has "
             f"{engine.hooks.n_layers} of {engine.hooks.d_model}; was it made for another model?"
         )
-    layers = range(1, vector.n_layers + 1) if layer is None else (layer,)
-    for each in layers:
+    if by not in BY:
+        raise DataError(f"cannot project by {by!r}; choose one of {', '.join(BY)}")
+    check_table_path(target)
+    layers = _layers(vector, layer)
+    names = tuple(dict.fromkeys(directions))
+    unit = torch.stack([torch.nn.functional.normalize(vector.direction(name), dim=-1) for name in names])
+    if trace is not None:
+        _check_is_there(source, trace)
+    text = _token_text(engine)
+    n = n_overlong = n_unplaced = 0
+    named: list[str] = []
+    traced: tuple[tuple[Value, ...], ...] = ()
+    with table_file(target, columns(by, len(names) > 1)) as write:
+        chunks = read_transcripts(source, engine.loaded.tokenizer, located=by != "transcript" or trace is not None)
+        for item, products in project_transcripts(engine, chunks, unit, layers, progress):
+            write(rows(item, products, layers, names, by, text))
+            n += 1
+            n_unplaced += item.unplaced
+            overlong = len(item.ids) > engine.loaded.max_length
+            n_overlong += overlong
+            if overlong and len(named) < NAMED:
+                named.append(f"{item.where} ({len(item.ids)} tokens)")
+            if item.index == trace:
+                if overlong:
+                    raise DataError(
+                        f"{item.where}: {len(item.ids)} tokens do not fit the model's context of "
+                        f"{engine.loaded.max_length}, so there is nothing to plot; choose another transcript"
+                    )
+                traced = trace_rows(item, products[:, :, layers.index(trace_layer(vector, layers))], names, text)
+        if trace is not None and not traced:
+            raise DataError(f"{source} has no transcript {trace}: it holds {n}, counted from 0")
+    return Projected(n, n_overlong, tuple(named), n_unplaced, traced)
+
+
+def project_transcripts(
+    engine: Engine,
+    chunks: Iterator[list[Transcript]],
+    directions: Tensor,
+    layers: Sequence[int],
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[tuple[Transcript, np.ndarray]]:
+    """Each transcript with the scalar products of its tokens, `(n_tokens, n_directions, n_layers)` float32.
+
+    One pass a transcript, in batches of like length. It ends at the last layer asked for, never runs the vocabulary
+    projection and keeps no residual stream. Transcripts longer than the model's context have NaN for every token.
+
+    Args:
+        engine: of the model.
+        chunks: as `read_transcripts` gives them; a chunk is in memory at a time.
+        directions: `(n_directions, n_layers + 1, d_model)` float32, unit vectors for scalar projections.
+        layers: 1-based layers.
+        progress: told how many transcripts are done, after each chunk and at most every few seconds.
+    """
+    reading = Reading(tuple(layers), directions=directions)
+    say = _Progress(progress)
+    for chunk in chunks:
+        fitting = [item for item in chunk if len(item.ids) <= engine.loaded.max_length]
+        results = iter(engine.run([Row(item.ids, reading=reading) for item in fitting], say))
+        for item in chunk:
+            if len(item.ids) > engine.loaded.max_length:
+                # A view that takes no memory, however long the transcript.
+                yield item, np.broadcast_to(np.float32(np.nan), (len(item.ids), len(directions), len(layers)))
+                continue
+            products = next(results).products
+            assert products is not None
+            yield item, products
+        say.add(len(chunk))
+
+
+def trace_layer(vector: PersonaVector, layers: Sequence[int]) -> int:
+    """The layer of a trace: the first asked for, or the middle one where all are."""
+    return layers[0] if len(layers) < vector.n_layers else max(1, vector.n_layers // 2)
+
+
+def _layers(vector: PersonaVector, layer: int | Sequence[int] | None) -> tuple[int, ...]:
+    asked = range(1, vector.n_layers + 1) if layer is None else (layer,) if isinstance(layer, int) else layer
+    for each in asked:
         vector.check_layer(each)
-    unit = torch.nn.functional.normalize(vector.directions["persona"], dim=-1)[None]
-    capture = Capture(unit, prompt_mean=True)
-    tokenizer = engine.loaded.tokenizer
-    lines = read_jsonl(source)
-    done = 0
-    with atomic_path(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        while chunk := list(islice(lines, CHUNK)):
-            rows = []
-            for number, item in chunk:
-                messages, response = transcript(item, f"{source}, line {number}")
-                rows.append(Row(prompt_ids(tokenizer, messages), response_ids(tokenizer, response), capture=capture))
-            for offset, result in enumerate(engine.run(rows)):
-                found = result.projections
-                assert found is not None and found.prompt_last is not None
-                assert found.prompt_mean is not None and found.response_mean is not None
-                for each in layers:
-                    values = (found.prompt_last, found.prompt_mean, found.response_mean)
-                    writer.writerow([done + offset, each, *(f"{float(value[0, each]):.6g}" for value in values)])
-            done += len(chunk)
-            if progress is not None:
-                progress(f"{done} transcripts")
-    return done
+    return tuple(dict.fromkeys(asked)) or _layers(vector, None)
+
+
+def _check_is_there(source: Path, number: int) -> None:
+    """Refuse to trace a transcript that a file does not hold before all of it is projected; pipes are read once."""
+    if source.is_file() or number < 0:
+        n = sum(1 for _ in islice(read_jsonl(source), max(number, 0) + 1))
+        if not 0 <= number < n:
+            raise DataError(f"{source} has no transcript {number}: it holds {n}, counted from 0")
+
+
+def _token_text(engine: Engine) -> Callable[[int], str]:
+    @cache
+    def text(token: int) -> str:
+        return str(engine.loaded.tokenizer.decode([token]))
+
+    return text
+
+
+class _Progress:
+    """Tells how many transcripts are done: after each chunk, and within one every few seconds at most."""
+
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        self._tell, self._before, self._told = tell, 0, time.monotonic()
+
+    def __call__(self, n: int) -> None:
+        if time.monotonic() - self._told >= SAY_SECONDS:
+            self._say(self._before + n)
+
+    def add(self, n: int) -> None:
+        """A chunk of `n` is done."""
+        self._before += n
+        self._say(self._before)
+
+    def _say(self, n: int) -> None:
+        if self._tell is not None:
+            self._tell(f"{n} transcripts")
+        self._told = time.monotonic()
