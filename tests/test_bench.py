@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from persona_bench.cli import main
 from persona_bench.models.benchmark import measure
+from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.engine import Engine
+from persona_bench.vectors.benchmark import LONGEST, _one_by_one, _vector, conversations, measure_projection
+from persona_bench.vectors.projection import project_transcripts
+from persona_bench.vectors.transcripts import read_transcripts, transcript
+from tests.conftest import talking, tiny_tokenizer
 
 
 @pytest.mark.long
@@ -14,3 +26,51 @@ def test_ratios_on_real_weights() -> None:
     assert ratios["steered captured / generate"] >= 1.5
     assert ratios["steered captured / plain engine"] >= 0.95
     assert ratios["mixed / one intervention"] >= 0.95
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> None:
+    ratios = measure_projection("smollm2-135m", 1000, 1, lambda _: None)["ratios"]
+    assert ratios["one by one / project"] >= 3
+
+
+def test_the_bench_times_projection(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persona_bench.vectors.benchmark.SAMPLE", 4)
+    more = ("--batch", "2", "--tokens", "2", "--repeats", "1", "--transcripts", "6", "--json", str(tmp_path / "b.json"))
+    result = CliRunner().invoke(main, ["bench", "--model", str(folder), *more])
+    assert result.exit_code == 0, result.output
+    shown = [line for line in result.stdout.splitlines() if line.startswith("one by one / project")]
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert len(shown) == 2 and figures["ratios"]["one by one / project"] > 0
+    timed = figures["projection"]
+    assert (timed["transcripts"], timed["layer"], timed["n_layers"]) == (6, 2, 4)
+    alone = timed["one_by_one"]
+    assert alone["sampled_transcripts"] == 4 and alone["sampled_tokens"] < timed["tokens"]
+    scaled = alone["seconds_of_the_sample"][0] * timed["tokens"] / alone["sampled_tokens"]
+    assert alone["seconds_scaled_to_all_tokens"] == pytest.approx(scaled)
+    assert set(timed["seconds"]) == {"project", "project all layers"}
+
+
+def test_conversations_are_the_same_again_and_of_many_lengths() -> None:
+    tokenizer = tiny_tokenizer()
+    made = conversations(tokenizer, 40)
+    assert made == conversations(tokenizer, 40) and made[:20] == conversations(tokenizer, 20)
+    lengths = []
+    for item in made:
+        prompt, response = transcript(item, "")
+        lengths.append(len(prompt_ids(tokenizer, prompt)) + len(response_ids(tokenizer, response)))
+    assert max(lengths) <= LONGEST and np.ptp(lengths) > 150
+
+
+def test_what_is_timed_one_by_one_gives_the_same_numbers(tmp_path: Path) -> None:
+    loaded = talking()
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(item) + "\n" for item in conversations(loaded.tokenizer, 5)))
+    vector = _vector(loaded)
+    unit = vector.directions["persona"] / vector.directions["persona"].norm(dim=1, keepdim=True)
+    chunks = read_transcripts(source, loaded.tokenizer, located=False)
+    found = list(project_transcripts(Engine(loaded), chunks, unit[None], (2,)))
+    for (item, values), alone in zip(found, _one_by_one(loaded, [item for item, _ in found], vector, 2), strict=True):
+        at, n = values[:, 0, 0], item.n_prompt
+        np.testing.assert_allclose(alone, (at[n - 1], at[:n].mean(), at[n:].mean()), rtol=1e-3, atol=1e-3)
