@@ -304,6 +304,7 @@ class _Run:
     def _planned_responses(self, trait: Trait) -> int:
         """How many responses the run will have judged for a trait, at most."""
         from persona_bench.inspect_ext.cells import plan
+        from persona_bench.inspect_ext.conditions import conversations
 
         sizes = self.preset
         n = sum(item.half == "report" for item in load_labelled(trait.name)) if self._wants("judge_validity") else 0
@@ -314,9 +315,16 @@ class _Run:
         if self._wants("trait_steering"):
             cells = 1 + len(plan(sizes.layers(self.loaded.n_layers), sizes.doses, sizes.random_vectors))
             n += questions * cells * sizes.steering_rollouts
-        if self._wants("trait_monitoring") and trait.ladder is not None:
-            n += questions * len(trait.ladder) * sizes.monitoring_rollouts
+        if self._wants("trait_monitoring"):
+            said = [item for name in self._conditions(trait) for item in conversations(name, trait, questions)]
+            n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts
         return n
+
+    def _conditions(self, trait: Trait) -> list[str]:
+        """The preset's conditions of monitoring that the trait has texts for."""
+        from persona_bench.inspect_ext.conditions import part_of
+
+        return [name for name in self.preset.monitoring_conditions if getattr(trait, part_of(name)) is not None]
 
     def elicit(self) -> None:
         from evals.trait_elicitation import trait_elicitation
@@ -340,8 +348,12 @@ class _Run:
             shared = self._vector_arguments(name, vectors[trait.name])
             if self._wants("trait_steering"):
                 tasks.append(trait_steering(**shared))
-            if self._wants("trait_monitoring") and trait.ladder is not None:
-                tasks.append(trait_monitoring(**shared))
+            if self._wants("trait_monitoring"):
+                others = [str(self._vector_path(other)) for other in vectors if other != trait.name]
+                tasks += [
+                    trait_monitoring(**shared, condition=condition, others=",".join(others))
+                    for condition in self._conditions(trait)
+                ]
         self._eval_set("steering", tasks)
 
     def mmlu(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
@@ -484,20 +496,24 @@ class _Run:
         return held
 
     def _with_baselines(self, samples: Samples) -> Samples:
-        """The trivial judges of the same labelled answers beside the real one."""
+        """Trivial judges of the same labelled answers, and text-only monitors of the same prompts, beside the real."""
         import pandas as pd
 
-        from persona_bench.analysis.baselines import baseline_rows
+        from persona_bench.analysis.baselines import baseline_rows, text_monitors
         from persona_bench.models.embeddings import embed
 
-        rows: list[dict[str, Any]] = []
-        for trait in sorted(set(samples.judge["trait"])):
-            try:
-                rows += baseline_rows(trait, embed)
-            except AssetError as error:
-                self.record.warnings.append(f"no sentence embeddings, so that baseline is left out: {error}")
-                rows += baseline_rows(trait)
-        return replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(rows)])) if rows else samples
+        try:
+            embed(["a"])
+        except AssetError as error:
+            self.record.warnings.append(f"no sentence embeddings, so those baselines are left out: {error}")
+            embedding = None
+        else:
+            embedding = embed
+        judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
+        if judged:
+            samples = replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(judged)]))
+        read = text_monitors(samples.monitoring, embedding)
+        return replace(samples, projections=pd.concat([samples.projections, read])) if len(read) else samples
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         root = self.folder.resolve()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.tables import Samples
+from persona_bench.analysis.monitoring import SIGNALS
+from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class World:
     coherence_cost: float = 60.0  # points a unit of |dose|
     rung_effect: float = 8.0  # points a rung of the ladder
     within: float = 8.0  # points an SD of the projection inside a rung
+    scripts: int = 8  # drift scripts a side
+    lead: int = 1  # turns that the projection is ahead of the score in them
+    reads: float = 0.0  # how much of the rung a text-only baseline sees
     mmlu: float = 0.45  # unsteered accuracy
     mmlu_cost: float = 0.6  # accuracy lost a unit of |dose|
     refusal_cosine: float = 0.1
@@ -135,6 +139,8 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
                     rows.append(
                         {
                             "trait": trait,
+                            "condition": "ladder",
+                            "side": "",
                             "rung": rung,
                             "question_id": q,
                             "half": "select" if q < w.questions else "report",
@@ -142,6 +148,7 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
                             "status": "scored",
                             "trait_score": float(_clip(score)),
                             "coherence": 80.0,
+                            "prompt": f"system prompt {rung}\nquestion {q}",
                             "sample_id": sample,
                             "log": f"monitoring-{trait}",
                         }
@@ -149,11 +156,63 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
                     for layer in w.layers:
                         for direction, value in (
                             ("persona", rung * bool(w.rung_effect) + inner),
-                            ("random", rng.normal()),
+                            ("random:0", rng.normal()),
                         ):
-                            projections.append((sample, trait, direction, layer, value, value / 2))
-    columns = ["sample_id", "trait", "direction", "layer", "prompt_last", "response_avg"]
+                            signals = (value, value / 3, value, value / 2, value)
+                            projections.append((sample, trait, direction, layer, *signals))
+                    # A reader of the prompt sees the system prompt, and nothing of what goes on inside.
+                    read = rung * w.reads + (1 - w.reads) * rng.normal()
+                    projections.append((sample, trait, "text:tfidf", 0, read, *[np.nan] * 4))
+    columns = ["sample_id", "trait", "direction", "layer", *SIGNALS]
     return pd.DataFrame(rows), pd.DataFrame(projections, columns=columns)
+
+
+def _drift(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Scripts of eight turns; towards the trait the score passes 50 at turn 5, the projection `lead` turns before."""
+    rows, projections, tokens = [], [], []
+    for trait in w.traits:
+        for script in range(2 * w.scripts):
+            side = "toward" if script < w.scripts else "away"
+            for turn in range(8):
+                sample = f"{trait}-drift{script}-t{turn}"
+                past = turn >= 5 if side == "toward" else turn < 2
+                score = (80.0 if past else 10.0) + rng.normal(0, 3)
+                rows.append(
+                    {
+                        "trait": trait,
+                        "condition": "drift",
+                        "side": side,
+                        "rung": turn,
+                        "question_id": script,
+                        "half": "select" if script % 2 == 0 else "report",
+                        "epoch": 1,
+                        "status": "scored",
+                        "trait_score": float(_clip(score)),
+                        "coherence": 80.0,
+                        "prompt": f"turn {turn}",
+                        "sample_id": sample,
+                        "log": f"monitoring-{trait}-drift",
+                    }
+                )
+                ahead = turn >= 5 - w.lead if side == "toward" else turn < 2
+                value = 3.0 * ahead + rng.normal(0, 0.1)
+                projections += [
+                    (sample, trait, direction, layer, *[signal] * 5)
+                    for layer in w.layers
+                    for direction, signal in (("persona", value), ("random:0", rng.normal()))
+                ]
+                if script == 0:
+                    tokens += [
+                        (sample, trait, "drift", turn, layer, k, f"w{k}", value + k)
+                        for layer in w.layers
+                        for k in range(3)
+                    ]
+    columns = ["sample_id", "trait", "direction", "layer", *SIGNALS]
+    return (
+        pd.DataFrame(rows),
+        pd.DataFrame(projections, columns=columns),
+        pd.DataFrame(tokens, columns=list(SAMPLE_COLUMNS["tokens"])),
+    )
 
 
 def _mmlu(w: World, rng) -> pd.DataFrame:
@@ -191,7 +250,10 @@ def make_samples(world: World | None = None) -> Samples:
     rng = np.random.default_rng(w.seed)
     judge, elicitation, steering = _judge(w, rng), _elicitation(w, rng), _steering(w, rng)
     monitoring, projections = _monitoring(w, rng)
-    return Samples(judge, elicitation, steering, monitoring, projections, _mmlu(w, rng), _vectors(w))
+    mmlu = _mmlu(w, rng)
+    turns, read, tokens = _drift(w, rng)
+    monitoring, projections = pd.concat([monitoring, turns]), pd.concat([projections, read])
+    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens)
 
 
 def make_null_run(base: Samples, world: World) -> Samples:

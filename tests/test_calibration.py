@@ -103,7 +103,7 @@ def test_knowing_the_question_is_no_knowledge() -> None:
         codes = np.repeat(np.arange(30), 6)
         voices = source.normal(size=(30, 60))[codes] + source.normal(0, 0.01, (180, 60))
         levels = source.choice([0.0, 1.0], size=30)[codes]
-        weights, bias = calibration._logistic(voices, levels, 3e-2)
+        weights, bias = calibration.logistic(voices, levels, 3e-2)
         assert calibration._auroc(voices @ weights + bias, levels) == 1, "it can be learned by heart"
         found.append(fit(voices, levels, [f"q{code}" for code in codes]).auroc)
     assert np.mean(found) < 0.62
@@ -116,15 +116,15 @@ def test_questions_never_straddle_folds(questions: int, monkeypatch: pytest.Monk
     codes = np.array([int(name[1:]) for name in names])
     voices[:, 2] = codes
     trained: list[set[int]] = []
-    logistic = calibration._logistic
+    logistic = calibration.logistic
 
     def spied(rows: np.ndarray, shares: np.ndarray, penalty: float, _even: bool) -> tuple[np.ndarray, float]:
         trained.append({int(code) for code in rows[:, 2]})
         weights, _ = logistic(rows, shares, penalty)
         return weights * 0, float(len(trained))
 
-    monkeypatch.setattr(calibration, "_logistic", spied)
-    scores = calibration._held_out(voices, levels, names, 1.0)
+    monkeypatch.setattr(calibration, "logistic", spied)
+    scores = calibration.held_out(voices, levels, names, 1.0)
     assert len(trained) == min(calibration.FOLDS, questions)
     fold = np.round(np.log(scores / (1 - scores))).astype(int) - 1
     for code in range(questions):
@@ -158,7 +158,7 @@ def test_weights_on_raw_voices_are_those_of_standardised_ones() -> None:
         first.balanced_accuracy, abs=0.01
     )
     # The same by scikit-learn's own pieces.
-    weights, bias = calibration._logistic(raw, levels, 0.03)
+    weights, bias = calibration.logistic(raw, levels, 0.03)
     z = StandardScaler().fit_transform(raw)
     model = LogisticRegression(C=0.03, max_iter=1000)
     model.fit(

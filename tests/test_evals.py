@@ -24,6 +24,7 @@ from inspect_ai.model import Model, ModelOutput, get_model
 
 import evals._registry as registry
 from evals.mmlu_preservation import dataset
+from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
@@ -364,7 +365,7 @@ def test_every_eval_resolves_and_succeeds(read: dict[str, EvalLog]) -> None:
         assert log.status == "success" and log.samples is not None
         assert len(log.samples) == LIMITS[name.split("/")[0]] * (log.eval.config.epochs or 1)
         assert not [sample for sample in log.samples if sample.error]
-        assert log.eval.task_version == "1-A"
+        assert log.eval.task_version == ("2-B" if name.startswith("trait_monitoring") else "1-A")
 
 
 def test_frames_have_exactly_their_columns(frames: Samples) -> None:
@@ -454,14 +455,18 @@ def test_the_same_eval_gives_the_same_texts(
 
 
 def test_projections_reach_the_frames(read: dict[str, EvalLog], frames: Samples) -> None:
-    assert set(frames.projections["direction"]) == {"persona", "random", "shuffled", "refusal"}
+    assert set(frames.projections["direction"]) == {"persona", "random:0", "shuffled", "refusal"}
     assert set(frames.projections["sample_id"]) == set(frames.monitoring["sample_id"])
     assert frames.projections["prompt_last"].notna().all()
     sample = (read["trait_monitoring/evil"].samples or [])[0]
-    rows = frames.projections[frames.projections["sample_id"] == f"{sample.id}-e1"].set_index("direction")
+    mine = frames.projections[frames.projections["sample_id"] == f"{sample.id}-e1"]
+    rows = mine.set_index(["direction", "layer"])
     assert sample.output.metadata is not None
     for name, layers in sample.output.metadata["projections"].items():
-        assert rows.loc[name.split(":")[0], "prompt_last"] == pytest.approx(layers["2"]["prompt_last"])
+        assert set(layers) == {"1", "2", "3", "4"}
+        for layer, signals in layers.items():
+            for signal in SIGNALS:
+                assert rows.loc[(name, int(layer)), signal] == pytest.approx(signals[signal])
 
 
 def test_mmlu_answers_are_the_likeliest(read: dict[str, EvalLog], frames: Samples, folder: Path) -> None:

@@ -117,7 +117,7 @@ def test_every_sample_is_counted_once_as_one_outcome(tables, samples):
 OUTCOME_FRAMES = {
     "elicitation": ("elicitation", "trait == 'evil' and side == 'positive'"),
     "steering": ("steering", "trait == 'evil' and half == 'report' and vector == 'persona' and layer == 12"),
-    "monitoring_rungs": ("monitoring", "trait == 'evil' and half == 'report' and rung == 5"),
+    "monitoring_rungs": ("monitoring", "trait == 'evil' and condition == 'ladder' and half == 'report' and rung == 5"),
 }
 
 
@@ -145,10 +145,17 @@ def test_points_of_monitoring_leave_incoherent_answers_out(samples):
     status = np.where(samples.monitoring["epoch"] == 2, "incoherent", "scored")
     broken = dataclasses.replace(samples, monitoring=samples.monitoring.assign(status=status))
     made = tb.build_tables(broken, resamples=FAST)
-    assert (made["monitoring_points"]["n_scored"] == 1).all()
-    assert (made["monitoring"]["n_unscored"] == made["monitoring"]["n_scored"]).all()
-    first = samples.monitoring.query("trait == 'evil' and rung == 2 and question_id == 3 and epoch == 1")
-    point = made["monitoring_points"].query("trait == 'evil' and rung == 2 and question_id == 3").iloc[0]
+    ladder = {name: table[table["condition"] == "ladder"] for name, table in made.items() if "condition" in table}
+    assert (ladder["monitoring_points"]["n_scored"] == 1).all()
+    assert (ladder["monitoring"]["n_unscored"] == ladder["monitoring"]["n_scored"]).all()
+    first = samples.monitoring.query(
+        "trait == 'evil' and condition == 'ladder' and rung == 2 and question_id == 3 and epoch == 1"
+    )
+    point = (
+        made["monitoring_points"]
+        .query("trait == 'evil' and condition == 'ladder' and rung == 2 and question_id == 3")
+        .iloc[0]
+    )
     assert point["trait_score"] == pytest.approx(first["trait_score"].iloc[0])
 
 
@@ -386,11 +393,17 @@ def test_control_has_a_near_dose_and_prefers_the_layer_then_the_sign():
 
 
 def test_monitoring_averages_rollouts_and_keeps_halves_apart(tables, samples):
-    rows = tables["monitoring"].query("trait == 'evil' and direction == 'persona' and chosen_layer")
+    rows = tables["monitoring"].query(
+        "trait == 'evil' and condition == 'ladder' and direction == 'persona' and signal == 'prompt_last' and chosen_layer"
+    )
     assert rows.set_index("half")["n"].to_dict() == {"all": 160, "report": 80, "select": 80}
     assert (rows["n_scored"] == 2 * rows["n"]).all() and (rows["r"] > 0.9).all() and (rows["n_conditions"] == 8).all()
-    point = tables["monitoring_points"].query("trait == 'evil' and rung == 2 and question_id == 3").iloc[0]
-    raw = samples.monitoring.query("trait == 'evil' and rung == 2 and question_id == 3")
+    point = (
+        tables["monitoring_points"]
+        .query("trait == 'evil' and condition == 'ladder' and rung == 2 and question_id == 3")
+        .iloc[0]
+    )
+    raw = samples.monitoring.query("trait == 'evil' and condition == 'ladder' and rung == 2 and question_id == 3")
     assert point["trait_score"] == pytest.approx(raw["trait_score"].mean()) and point["n_scored"] == 2
 
 

@@ -1,4 +1,7 @@
-"""Trivial judges of the labelled answers, fitted like the real ones: a judge that does no better has not understood."""
+"""What can be had without a grader or a vector: trivial judges of answers, and text-only monitors of prompts.
+
+A judge or a monitor that does no better has not understood anything.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from persona_bench.analysis.grouping import scored
+from persona_bench.analysis.monitoring import POSITION, SIGNALS, TEXT
 from persona_bench.analysis.tables import BASELINE
 from persona_bench.definitions.traits import LabelledAnswer, load_labelled
-from persona_bench.inspect_ext.calibration import fit
+from persona_bench.inspect_ext.calibration import PENALTIES, fit, held_out, logistic
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 MIN_OCCURRENCES = 2  # a word of the lexicon occurs in at least so many calibrating answers
@@ -66,3 +72,77 @@ def _identity(trait: str, item: LabelledAnswer) -> dict[str, Any]:
         "coherence": math.nan,
         "log": "labelled answers",
     }
+
+
+def text_monitors(monitoring: pd.DataFrame, embed: Embed | None = None) -> pd.DataFrame:
+    """Rows for the sample frame `projections`: what each text-only monitor predicts of every response.
+
+    `text:tfidf` and `text:embeddings` see the text before the response, each a logistic regression on the select half;
+    `text:condition` knows only the condition and gives the mean score that responses of the select half had under it
+    (what an oracle of the system prompt would get). Where every score of the select half is 0, or every one 100, there
+    is nothing to learn, and only the last is left.
+
+    Args:
+        monitoring: the sample frame.
+        embed: texts -> `(n, d)`; without it there is no `text:embeddings`.
+    """
+    parts = [
+        _read_texts(part, embed)
+        for _, part in monitoring.groupby(["trait", "condition"], sort=True)
+        if (scored(part).notna() & (part["half"] == "select")).any()
+    ]
+    empty = pd.DataFrame(columns=["sample_id", "trait", "direction", "layer", *SIGNALS])
+    return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def _read_texts(part: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
+    score = scored(part)
+    select = (score.notna() & (part["half"] == "select")).to_numpy()
+    shares = (score[select] / 100).to_numpy()
+    questions = part["question_id"].astype(str)[select].tolist()
+    predictions = {POSITION: _by_condition(part, score, select)}
+    varied = 0 < shares.mean() < 1
+    for name, values in _prompt_features(part["prompt"].tolist(), select, embed).items() if varied else ():
+        penalty = _penalty(values[select], shares, questions)
+        weights, bias = logistic(values[select], shares, penalty)
+        predictions[f"{TEXT}{name}"] = 100 / (1 + np.exp(-(values @ weights + bias)))
+    frames = [
+        part[["sample_id", "trait"]].assign(direction=name, layer=0, prompt_last=found)
+        for name, found in predictions.items()
+    ]
+    unread = dict.fromkeys(SIGNALS[1:], math.nan)
+    return pd.concat(frames, ignore_index=True).assign(**unread)
+
+
+def _by_condition(part: pd.DataFrame, score: pd.Series, select: np.ndarray) -> np.ndarray:
+    keys = [part["side"], part["rung"]]
+    means = score.where(select).groupby(keys).transform("mean")
+    return means.fillna(score[select].mean()).to_numpy(float)
+
+
+def _prompt_features(prompts: Sequence[str], select: np.ndarray, embed: Embed | None) -> dict[str, np.ndarray]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(token_pattern=r"\w+")
+    try:
+        words.fit([text for text, use in zip(prompts, select, strict=True) if use])
+        features = {"tfidf": words.transform(prompts).toarray()}
+    except ValueError:  # no word at all in any prompt
+        features = {}
+    if embed is not None:
+        distinct = list(dict.fromkeys(prompts))
+        place = {text: index for index, text in enumerate(distinct)}
+        features["embeddings"] = embed(distinct)[[place[text] for text in prompts]].astype(float)
+    return features
+
+
+def _penalty(values: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> float:
+    """The penalty under which questions held out are predicted best, by log loss."""
+    if len(set(questions)) < 2:
+        return PENALTIES[0]
+
+    def loss(penalty: float) -> float:
+        found = np.clip(held_out(values, shares, questions, penalty), 1e-6, 1 - 1e-6)
+        return -float((shares * np.log(found) + (1 - shares) * np.log(1 - found)).mean())
+
+    return min(PENALTIES, key=loss)

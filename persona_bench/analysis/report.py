@@ -31,13 +31,17 @@ _FIGURE_OF = {
     "C2-steering-suppresses": "steering_{}",
     "C3-monitoring-overall": "monitoring_{}",
     "C4-monitoring-within": "monitoring_{}",
+    "M1-monitoring-beats-text": "roc_{}",
     "C5-steering-costs-capability": "mmlu",
     "C6-steering-costs-coherence": "steering_{}",
 }
 _ALT = {
     "claims": "Matrix of verdicts, a claim a row and a trait a column",
     "steering": "Trait score and coherence against relative dose, by layer, with the random control",
-    "monitoring": "Projection of the last prompt token against the trait score, by system prompt",
+    "monitoring": "Projection of the last prompt token against the trait score, by condition",
+    "roc": "True against false alarms of the projection and of its baselines",
+    "trace": "Projection token by token over two responses",
+    "drift": "Trait score and projection by turn of conversations that drift",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 _TABLES = {
@@ -46,8 +50,9 @@ _TABLES = {
     "elicitation": "Answers under positive and negative instructions",
     "steering_choice": "The cells chosen on the select half",
     "steering": "Steering, a row a cell",
-    "monitoring": "Monitoring: correlations of projection and trait score",
-    "monitoring_rungs": "Monitoring: means by system prompt",
+    "monitoring": "Monitoring: projections and baselines against the trait score",
+    "monitoring_rungs": "Monitoring: means by condition",
+    "drift": "Drifting conversations: how early the alarm comes",
     "mmlu": "MMLU, a row a cell",
     "vectors": "The vectors, a row a layer",
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
+from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
@@ -58,9 +59,12 @@ def check_log(log: EvalLog) -> None:
 
 
 def log_name(log: EvalLog) -> str:
-    """The name by which tables refer to a log, the same in every run: `task/trait`."""
+    """The name by which tables refer to a log, the same in every run: `task/trait`, or `task/trait/condition`."""
     task = log.eval.task.rsplit("/", 1)[-1]
-    return f"{task}/{(log.eval.metadata or {}).get('trait') or log.eval.task_args.get('trait', 'evil')}"
+    metadata = log.eval.metadata or {}
+    name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
+    # Conditions of one trait are logs of their own.
+    return name if metadata.get("condition", "ladder") == "ladder" else f"{name}/{metadata['condition']}"
 
 
 def rollouts(log: EvalLog) -> list[Rollout]:
@@ -112,6 +116,7 @@ def collect(
             rows[frame] += [{**row, "log": name} for sample in log.samples or [] for row in reader(sample, log)]
             if task == "trait_monitoring":
                 rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
+                rows["tokens"] += [row for sample in log.samples or [] for row in _token_rows(sample)]
     rows["mmlu"] = _once(rows["mmlu"])
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
@@ -149,9 +154,11 @@ def _judged(sample: EvalSample) -> dict[str, Any]:
     if score is None:
         missing = dict.fromkeys(("trait_score", "coherence", "raw_trait"), math.nan)
         return {"status": "unscored", "method": "", **missing}
-    value, metadata = score.value, score.metadata or {}
-    assert isinstance(value, dict)
+    assert isinstance(score.value, dict)
+    return _as_judged(score.value, score.metadata or {})
 
+
+def _as_judged(value: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     def number(key: str) -> float:
         found = value.get(key)
         return math.nan if found is None else float(found)
@@ -207,23 +214,67 @@ def _steering_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]
 
 
 def _monitoring_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
-    keys = ("trait", "rung", "question_id", "half")
-    identity = {"sample_id": f"{sample.id}-e{sample.epoch}", "epoch": sample.epoch}
-    yield {**{key: sample.metadata[key] for key in keys}, **identity, **_judged(sample)}
+    """One row a response: of a conversation with several, each with the text before it."""
+    keys = ("trait", "condition", "side", "question_id", "half")
+    shared = {**{key: sample.metadata[key] for key in keys}, "epoch": sample.epoch}
+    said = [message.text for message in _input(sample)]
+    for number, (turn, judged) in enumerate(_turns(sample)):
+        if number:
+            said.append(turn["user"])
+        rung = number if sample.metadata["user_turns"] else sample.metadata["rung"]
+        identity = {"sample_id": _turn_id(sample, number), "rung": rung, "prompt": "\n".join(said)}
+        yield {**shared, **identity, **judged}
+        said.append(turn["answer"])
+
+
+def _turns(sample: EvalSample) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(what was said and projected, how it was judged) for each response of a sample."""
+    turns = sample.metadata.get("turns")
+    if not turns:
+        return [({"answer": sample.output.completion, **(sample.output.metadata or {})}, _judged(sample))]
+    score = (sample.scores or {}).get("trait_judge")
+    judged = (score.metadata or {}).get("turns", []) if score is not None else []
+    missing: dict[str, Any] = {"value": {}}
+    return [(turn, _as_judged(*_parts(judged[i] if i < len(judged) else missing))) for i, turn in enumerate(turns)]
+
+
+def _parts(judged: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return judged["value"], {key: value for key, value in judged.items() if key != "value"}
+
+
+def _turn_id(sample: EvalSample, turn: int) -> str:
+    name = f"{sample.id}-e{sample.epoch}"
+    return f"{name}-t{turn}" if sample.metadata["user_turns"] else name
 
 
 def _projection_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
-    found = (sample.output.metadata or {}).get("projections", {})
-    for direction, layers in found.items():
-        for layer, values in layers.items():
-            yield {
-                "sample_id": f"{sample.id}-e{sample.epoch}",
-                "trait": sample.metadata["trait"],
-                "direction": direction.split(":")[0],
-                "layer": int(layer),
-                "prompt_last": values["prompt_last"],
-                "response_avg": values.get("response_mean", math.nan),
-            }
+    for number, (turn, _) in enumerate(_turns(sample)):
+        for direction, layers in turn.get("projections", {}).items():
+            for layer, values in layers.items():
+                yield {
+                    "sample_id": _turn_id(sample, number),
+                    "trait": sample.metadata["trait"],
+                    "direction": direction,
+                    "layer": int(layer),
+                    **{signal: values.get(signal, math.nan) for signal in SIGNALS},
+                }
+
+
+def _token_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
+    """Every response token's projection on the persona direction, where it was kept."""
+    for number, (turn, _) in enumerate(_turns(sample)):
+        for layer, values in turn.get("projections", {}).get("persona", {}).items():
+            tokens = zip(turn.get("tokens", []), values.get("per_token", []), strict=False)
+            for position, (token, projection) in enumerate(tokens):
+                yield {
+                    "sample_id": _turn_id(sample, number),
+                    **{key: sample.metadata[key] for key in ("trait", "condition")},
+                    "rung": number if sample.metadata["user_turns"] else sample.metadata["rung"],
+                    "layer": int(layer),
+                    "position": position,
+                    "token": token,
+                    "projection": projection,
+                }
 
 
 def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:

@@ -5,15 +5,27 @@ same frames give byte-identical CSV files.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.grouping import (
+    SCORE,
+    Draw,
+    Row,
+    counts,
+    groups,
+    log_names,
+    mean_row,
+    paired,
+    scored,
+    spread,
+)
+from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
@@ -28,17 +40,12 @@ __all__ = [
     "choose_steering",
     "chosen_layers",
     "control_of",
-    "log_names",
     "mcnemar",
-    "monitoring_points",
     "paired_accuracy",
     "read_tables",
-    "scored",
     "vector_warnings",
     "write_tables",
 ]
-
-Row = dict[str, Any]
 
 BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
@@ -48,7 +55,6 @@ SCORED_SHARE = 0.5
 """A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
-_SCORE = (0.0, 100.0)
 
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": (
@@ -64,10 +70,11 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("status", "trait_score", "coherence", "log"),
     ),
     "monitoring": (
-        *("trait", "rung", "question_id", "half", "epoch", "status", "trait_score", "coherence"),
-        *("sample_id", "log"),
+        *("trait", "condition", "side", "rung", "question_id", "half", "epoch", "status", "trait_score"),
+        *("coherence", "prompt", "sample_id", "log"),
     ),
-    "projections": ("sample_id", "trait", "direction", "layer", "prompt_last", "response_avg"),
+    "projections": ("sample_id", "trait", "direction", "layer", *SIGNALS),
+    "tokens": ("sample_id", "trait", "condition", "rung", "layer", "position", "token", "projection"),
     "mmlu": (
         *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "source", "question_id"),
         *("correct", "margin", "status", "log"),
@@ -114,16 +121,29 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("reason", "log"),
     ),
     "monitoring": (
-        *("trait", "direction", "layer", "position", "half", "chosen_layer", "n", "n_scored", "n_unscored"),
-        *("n_questions", *_with_interval("r", "r_within"), "n_conditions", "n_left_out", "log"),
+        *("trait", "condition", "direction", "signal", "scope", "layer", "half", "chosen_layer", "n", "n_scored"),
+        *("n_unscored", "n_questions", *_with_interval("r", "r_within"), "n_conditions", "n_left_out"),
+        *(*_with_interval("spearman", "excess_text"), "text_baseline", "n_positive", "n_negative"),
+        *(*_with_interval("auroc"), "threshold_1", *_with_interval("tpr_1", "fpr_1")),
+        *("threshold_5", *_with_interval("tpr_5", "fpr_5"), "log"),
     ),
     "monitoring_rungs": (
-        *("trait", "rung", "half", *_COUNTS, *_with_interval("trait_score", "coherence")),
+        *("trait", "condition", "side", "rung", "half", *_COUNTS, *_with_interval("trait_score", "coherence")),
         *(*_with_interval("projection"), "layer", "log"),
     ),
     "monitoring_points": (
-        *("trait", "rung", "question_id", "half", "layer", "n_scored", "trait_score", "prompt_last"),
-        *("response_avg", "log"),
+        *("trait", "condition", "side", "rung", "question_id", "half", "layer", "n_scored", "trait_score"),
+        *("prompt_last", "response_mean", "log"),
+    ),
+    "monitoring_roc": ("trait", "condition", "direction", "signal", "scope", "layer", "half", "fpr", "tpr"),
+    "monitoring_tokens": (*("trait", "sample_id", "condition", "rung", "layer", "position", "token", "projection"),),
+    "drift": (
+        *("trait", "direction", "signal", "scope", "layer", "half", "threshold", "n_scripts", "n_crossed"),
+        *("n_alarmed", "n_unscored_turns", *_with_interval("lead", "caught", "false_alarms"), "log"),
+    ),
+    "drift_turns": (
+        *("trait", "side", "turn", *_COUNTS, *_with_interval("trait_score", "projection"), "threshold", "layer"),
+        "log",
     ),
     "mmlu": (
         *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "n", "n_unscored"),
@@ -147,14 +167,19 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "elicitation": ("trait", "side"),
     "steering": ("trait", "half", "vector", "layer", "coefficient"),
     "steering_choice": ("trait", "sign"),
-    "monitoring": ("trait", "half", "direction", "layer", "position"),
-    "monitoring_rungs": ("trait", "half", "rung"),
-    "monitoring_points": ("trait", "rung", "question_id"),
+    "monitoring": ("trait", "condition", "half", "direction", "signal", "scope", "layer"),
+    "monitoring_rungs": ("trait", "condition", "half", "side", "rung"),
+    "monitoring_points": ("trait", "condition", "side", "rung", "question_id"),
+    "monitoring_roc": ("trait", "condition", "direction", "signal", "scope", "fpr"),
+    "monitoring_tokens": ("trait", "sample_id", "position"),
+    "drift": ("trait", "direction", "signal", "scope"),
+    "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector sign reason direction position scoring warning vector_id log "
+    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "sample_id token scoring warning vector_id log "
     "claim statement paper_value verdict section rule question_id".split()
 )
 
@@ -175,10 +200,13 @@ class Samples:
         judge: answers with a known level, scored by the judge.
         elicitation: answers under positive and negative instructions.
         steering: answers under each vector, layer and coefficient; `vector` is persona, random or none.
-        monitoring: answers under a ladder of system prompts, `rung` 0..7.
-        projections: projections of the monitored samples, one row a sample, direction and layer.
+        monitoring: answers under pressure towards and against the trait, `rung` as the condition counts it; `prompt` is
+            all the text before the answer.
+        projections: signals of the monitored samples, one row a sample, direction and layer; the predictions of
+            text-only baselines (direction `text:NAME`) stand as `prompt_last` at layer 0.
         mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
         vectors: one row a layer of each vector.
+        tokens: projections of every response token on the persona direction, of a few samples.
 
     Raises:
         DataError: a frame lacks a column.
@@ -191,6 +219,7 @@ class Samples:
     projections: pd.DataFrame = field(default_factory=lambda: _empty("projections"))
     mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
+    tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -209,17 +238,6 @@ class Samples:
         for frame in (getattr(self, part.name) for part in fields(self)):
             found |= {str(trait) for trait in frame["trait"].dropna().unique()}
         return sorted(found - {""})
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """How to resample: handed down so that every estimate gets a stream of its own."""
-
-    seed: int
-    resamples: int
-
-    def rng(self, *key: object) -> np.random.Generator:
-        return st.stream(self.seed, *key)
 
 
 def build_tables(
@@ -241,7 +259,7 @@ def build_tables(
     Returns:
         Table name -> frame with the columns of `TABLE_COLUMNS`; an empty frame where nothing was measured.
     """
-    draw = _Draw(seed, resamples)
+    draw = Draw(seed, resamples)
     steering = _steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
@@ -251,9 +269,7 @@ def build_tables(
         "elicitation": _elicitation_table(samples.elicitation, draw),
         "steering": steering,
         "steering_choice": choice,
-        "monitoring": _monitoring_table(samples, layers, draw),
-        "monitoring_rungs": _rung_table(samples, layers, draw),
-        "monitoring_points": _point_table(samples, layers),
+        **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
         "mmlu": _mmlu_table(samples.mmlu, draw),
         "vectors": _vector_table(samples.vectors),
     }
@@ -318,16 +334,6 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def scored(frame: pd.DataFrame) -> pd.Series:
-    """The trait scores, NaN wherever the judge gave none or the answer is a refusal."""
-    return frame["trait_score"].astype(float).where(frame["status"] == "scored")
-
-
-def log_names(frame: pd.DataFrame) -> str:
-    """The logs that a group of samples comes from, joined by "; "."""
-    return "; ".join(sorted({str(name) for name in frame["log"].dropna()})) if "log" in frame else ""
-
-
 def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
     """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
 
@@ -344,7 +350,7 @@ def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
         One row a trait and sign; `layer` is NaN where nothing qualifies, and `reason` says why.
     """
     rows: list[Row] = []
-    for key, part in _groups(steering, "trait"):
+    for key, part in groups(steering, "trait"):
         select = part[part["half"] == "select"]
         positive = _choose(select, +1)
         negative = _choose(select, -1)
@@ -393,52 +399,10 @@ def control_of(cells: pd.DataFrame, layer: float, relative_dose: float) -> pd.Da
     return found
 
 
-def monitoring_points(samples: Samples, trait: str, direction: str, layer: float) -> pd.DataFrame:
-    """One point a rung and question, averaged over the rollouts as in the paper's monitoring section.
-
-    Args:
-        samples: with `monitoring` and `projections`.
-        trait: of both.
-        direction: persona, random, shuffled or refusal.
-        layer: of the projection.
-
-    Returns:
-        Columns trait, rung, question_id, half, layer, n, n_scored, trait_score (mean of the scored rollouts, NaN
-        where none is), prompt_last, response_avg (means over all rollouts), log; sorted.
-
-    Raises:
-        DataError: a sample has more than one projection.
-    """
-    watched = samples.monitoring[samples.monitoring["trait"] == trait]
-    projected = samples.projections
-    projected = projected[
-        (projected["trait"] == trait) & (projected["direction"] == direction) & (projected["layer"] == layer)
-    ]
-    if projected["sample_id"].duplicated().any():
-        raise DataError(
-            f"Trait {trait}, direction {direction}, layer {layer:g}: a sample has two projections, "
-            "so its points would count twice; project each log once"
-        )
-    projected = projected.set_index("sample_id")
-    joined = watched.assign(
-        trait_score=scored(watched),
-        prompt_last=watched["sample_id"].map(projected["prompt_last"]),
-        response_avg=watched["sample_id"].map(projected["response_avg"]),
-    )[watched["sample_id"].isin(projected.index)]
-    keys = ["trait", "rung", "question_id", "half"]
-    groups = joined.groupby(keys, sort=True)
-    points: pd.DataFrame = groups[["trait_score", "prompt_last", "response_avg"]].mean()
-    points = points.assign(n=groups.size(), n_scored=groups["trait_score"].count())
-    if joined["log"].nunique() == 1:
-        return points.assign(log=joined["log"].iloc[0], layer=layer).reset_index()
-    logs = joined[[*keys, "log"]].drop_duplicates().sort_values("log").groupby(keys)["log"].agg("; ".join)
-    return points.assign(log=logs, layer=layer).reset_index()
-
-
 # --- one function a table ---------------------------------------------------------------------------------------------
 
 
-def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> pd.DataFrame:
+def _judge_table(judge: pd.DataFrame, draw: Draw, used: Mapping[str, str]) -> pd.DataFrame:
     """Labelled answers: over 50 is positive, under 50 negative; 50 itself counts for rank, pairs and kappa only.
 
     `source` is `written` or `model` (real responses), and `all`, on which the gate stands, for both together. A judge
@@ -446,10 +410,10 @@ def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> p
     """
     rows: list[Row] = []
     everything = judge.assign(source="all")
-    for key, part in _groups(pd.concat([judge, everything]), "trait", "grader", "method", "half", "source"):
+    for key, part in groups(pd.concat([judge, everything]), "trait", "grader", "method", "half", "source"):
         score, level, ids = _said(part), part["level"].astype(float), part["question_id"]
         label, name = _label(level), ("judge", *key.values())
-        row = {**key, **_counts(part), "n": len(part), "log": log_names(part), "chosen": False}
+        row = {**key, **counts(part), "n": len(part), "log": log_names(part), "chosen": False}
         for column, statistic, against in (
             ("auroc", st.auroc, label),
             ("balanced_accuracy", st.balanced_accuracy, label),
@@ -459,7 +423,7 @@ def _judge_table(judge: pd.DataFrame, draw: _Draw, used: Mapping[str, str]) -> p
         ):
             use = against.notna()
             found = statistic(score[use], against[use], ids[use], rng=draw.rng(*name, column), resamples=draw.resamples)
-            row |= _spread(column, found)
+            row |= spread(column, found)
         right = row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY
         row["passes"] = right and row["n_scored"] >= GATE_MIN_SCORED
         rows.append(row)
@@ -481,24 +445,24 @@ def _label(level: pd.Series) -> pd.Series:
     return pd.Series(np.where(level > TRAIT_CUT, 1.0, np.where(level < TRAIT_CUT, 0.0, np.nan)), index=level.index)
 
 
-def _judge_cases(judge: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+def _judge_cases(judge: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     """The report half by kind of answer: the hard cases of the labelled set, and `model` for real responses.
 
     `right` is the share on the right side of the cut, out of the answers that have a score and a level other than 50.
     """
     rows: list[Row] = []
-    for key, part in _groups(judge[judge["half"] == "report"], "trait", "grader", "method", "kind"):
+    for key, part in groups(judge[judge["half"] == "report"], "trait", "grader", "method", "kind"):
         score, level = _said(part), part["level"].astype(float)
         label, name = _label(level), ("judge case", *key.values())
         known = score.notna() & label.notna()
         right = int(((score >= TRAIT_CUT) == (label == 1))[known].sum())
-        row = {**key, **_counts(part), "mean_level": float(level.mean()), "log": log_names(part)}
-        row |= _mean("trait_score", score, part, draw, *name, bounds=_SCORE)
-        row |= _spread("right", st.wilson(right, int(known.sum())))
+        row = {**key, **counts(part), "mean_level": float(level.mean()), "log": log_names(part)}
+        row |= mean_row("trait_score", score, part, draw, *name, bounds=SCORE)
+        row |= spread("right", st.wilson(right, int(known.sum())))
         area = st.auroc(
             score[known], label[known], part["question_id"][known], rng=draw.rng(*name), resamples=draw.resamples
         )
-        rows.append(row | _spread("auroc", area))
+        rows.append(row | spread("auroc", area))
     return _frame("judge_cases", rows)
 
 
@@ -513,18 +477,18 @@ def _judge_in_use(rows: Sequence[Row], method: str | None) -> tuple[str, str]:
     return best["grader"], best["method"]
 
 
-def _elicitation_table(elicitation: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+def _elicitation_table(elicitation: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
-    for key, part in _groups(elicitation, "trait", "side"):
+    for key, part in groups(elicitation, "trait", "side"):
         reasons = part["drop_reason"].fillna("").astype(str)
-        row = {**key, **_counts(part), "log": log_names(part), "kept": int(part["kept"].astype(bool).sum())}
+        row = {**key, **counts(part), "log": log_names(part), "kept": int(part["kept"].astype(bool).sum())}
         row |= {f"dropped_{reason}": int((reasons == reason).sum()) for reason in _DROP_REASONS}
-        row |= _mean("trait_score", scored(part), part, draw, "elicitation", *key.values(), bounds=_SCORE)
-        row |= _mean("coherence", part["coherence"], part, draw, "elicitation", *key.values(), bounds=_SCORE)
+        row |= mean_row("trait_score", scored(part), part, draw, "elicitation", *key.values(), bounds=SCORE)
+        row |= mean_row("coherence", part["coherence"], part, draw, "elicitation", *key.values(), bounds=SCORE)
         if key["side"] == "positive":
             other = elicitation[(elicitation["trait"] == key["trait"]) & (elicitation["side"] == "negative")]
-            gap = _paired(scored(part), part, scored(other), other, draw, "elicitation", key["trait"])
-            row |= {**_spread("difference", gap), "difference_p": st.bootstrap_p(gap)}
+            gap = paired(scored(part), part, scored(other), other, draw, "elicitation", key["trait"])
+            row |= {**spread("difference", gap), "difference_p": st.bootstrap_p(gap)}
         rows.append(row)
     return _frame("elicitation", rows)
 
@@ -532,25 +496,25 @@ def _elicitation_table(elicitation: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
-def _steering_table(steering: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
+def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
-    for pair, family in _groups(steering, "trait", "half"):
+    for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]
-        for key, part in _groups(family, "vector", "layer", "coefficient"):
+        for key, part in groups(family, "vector", "layer", "coefficient"):
             name = ("steering", *pair.values(), *key.values())
-            counts = _counts(part)
-            answered = counts["n"] - counts["n_unscored"]
-            refusals = st.wilson(counts["n_refusal"], answered, n_unscored=counts["n_unscored"])
-            row = {**pair, **key, **counts, "log": log_names(part)}
+            found = counts(part)
+            answered = found["n"] - found["n_unscored"]
+            refusals = st.wilson(found["n_refusal"], answered, n_unscored=found["n_unscored"])
+            row = {**pair, **key, **found, "log": log_names(part)}
             row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
             row["n_questions"] = int(part.loc[scored(part).notna(), "question_id"].astype(str).nunique())
-            row |= _mean("trait_score", scored(part), part, draw, *name, bounds=_SCORE)
-            row |= _mean("coherence", part["coherence"], part, draw, *name, bounds=_SCORE)
-            row |= _spread("refusal_rate", refusals)
+            row |= mean_row("trait_score", scored(part), part, draw, *name, bounds=SCORE)
+            row |= mean_row("coherence", part["coherence"], part, draw, *name, bounds=SCORE)
+            row |= spread("refusal_rate", refusals)
             if key["vector"] != "none":
-                change = _paired(scored(part), part, scored(plain), plain, draw, *name, "difference")
-                fluency = _paired(part["coherence"], part, plain["coherence"], plain, draw, *name, "coherence")
-                row |= _spread("difference", change) | _spread("coherence_difference", fluency)
+                change = paired(scored(part), part, scored(plain), plain, draw, *name, "difference")
+                fluency = paired(part["coherence"], part, plain["coherence"], plain, draw, *name, "coherence")
+                row |= spread("difference", change) | spread("coherence_difference", fluency)
             rows.append(row)
     return _frame("steering", rows)
 
@@ -600,84 +564,22 @@ def chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, floa
     return layers
 
 
-def _monitoring_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> pd.DataFrame:
+def _mmlu_table(mmlu: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
-    for key, projected in _groups(samples.projections, "trait", "direction", "layer"):
-        trait, direction, layer = key.values()
-        # Only this group's rows are searched: a paper-sized run has hundreds of groups in one long frame.
-        points = monitoring_points(replace(samples, projections=projected), trait, direction, layer)
-        for half, part in _halves(points):
-            # The stream is named without the direction: persona and control are resampled alike.
-            r = st.pearson(
-                part["prompt_last"],
-                part["trait_score"],
-                part["question_id"],
-                rng=draw.rng("monitoring", trait, half),
-                resamples=draw.resamples,
-            )
-            within = st.within_condition_r(
-                part["prompt_last"],
-                part["trait_score"],
-                part["rung"],
-                part["question_id"],
-                rng=draw.rng("within", trait, half),
-                resamples=draw.resamples,
-            )
-            row: Row = {"trait": trait, "direction": direction, "layer": layer, "half": half, "log": log_names(part)}
-            row |= {"position": "prompt_last", "chosen_layer": layers.get(trait) == float(layer)}
-            row |= {"n": r.n, "n_scored": int(part["n_scored"].sum()), "n_questions": r.n_clusters}
-            row |= {"n_unscored": int((part["n"] - part["n_scored"]).sum())}
-            row |= _spread("r", r) | _spread("r_within", within.estimate)
-            row |= {"n_conditions": within.n_conditions, "n_left_out": within.n_left_out}
-            rows.append(row)
-    return _frame("monitoring", rows)
-
-
-def _rung_table(samples: Samples, layers: Mapping[str, float], draw: _Draw) -> pd.DataFrame:
-    rows: list[Row] = []
-    for trait_key, frame in _groups(samples.monitoring, "trait"):
-        trait = trait_key["trait"]
-        layer = layers.get(trait, math.nan)
-        points = monitoring_points(samples, trait, "persona", layer)
-        for half, part in _halves(frame):
-            for key, cell in _groups(part, "rung"):
-                name = ("rung", trait, half, key["rung"])
-                seen = points[(points["rung"] == key["rung"]) & ((points["half"] == half) | (half == "all"))]
-                row = {"trait": trait, "half": half, **key, **_counts(cell), "layer": layer, "log": log_names(cell)}
-                row |= _mean("trait_score", scored(cell), cell, draw, *name, bounds=_SCORE)
-                row |= _mean("coherence", cell["coherence"], cell, draw, *name, bounds=_SCORE)
-                row |= _mean("projection", seen["prompt_last"], seen, draw, *name)
-                rows.append(row)
-    return _frame("monitoring_rungs", rows)
-
-
-def _point_table(samples: Samples, layers: Mapping[str, float]) -> pd.DataFrame:
-    """The points of the scatter figure: the persona direction at the chosen layer."""
-    rows: list[Row] = []
-    for trait in sorted(layers.keys() & set(samples.monitoring["trait"])):
-        rows += [
-            {str(column): value for column, value in row.items()}
-            for row in monitoring_points(samples, trait, "persona", layers[trait]).to_dict("records")
-        ]
-    return _frame("monitoring_points", rows)
-
-
-def _mmlu_table(mmlu: pd.DataFrame, draw: _Draw) -> pd.DataFrame:
-    rows: list[Row] = []
-    for scoring_key, family in _groups(mmlu, "scoring"):
+    for scoring_key, family in groups(mmlu, "scoring"):
         plain = family[family["vector"] == "none"]
         base = _share_right(plain)
-        for key, part in _groups(family, "trait", "vector", "layer", "coefficient"):
+        for key, part in groups(family, "trait", "vector", "layer", "coefficient"):
             share = _share_right(part)
             row = {**scoring_key, **key, "log": log_names(part), "n": share.n, "n_unscored": share.n_unscored}
             row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
             row["margin"] = float(part["margin"].astype(float).mean()) if part["margin"].notna().any() else math.nan
             row["above_chance"] = base.low > MMLU_CHANCE
-            row |= _spread("accuracy", share)
+            row |= spread("accuracy", share)
             if key["vector"] != "none":
                 name = ("mmlu", scoring_key["scoring"], *key.values())
                 change, paired = paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
-                row |= _spread("difference", change)
+                row |= spread("difference", change)
                 row |= {"n_paired": len(paired)}
                 row["mcnemar_p"] = mcnemar(paired)
             rows.append(row)
@@ -691,66 +593,6 @@ def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- shared parts -----------------------------------------------------------------------------------------------------
-
-
-def _groups(frame: pd.DataFrame, *keys: str) -> Iterator[tuple[Row, pd.DataFrame]]:
-    """Groups in sorted order, with their key as a dict; nothing for an empty frame."""
-    if frame.empty:
-        return
-    for key, part in frame.groupby(list(keys), sort=True):
-        values = key if isinstance(key, tuple) else (key,)
-        yield dict(zip(keys, values, strict=True)), part
-
-
-def _halves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each half by itself, and "all" where there is more than one."""
-    halves = sorted({str(half) for half in frame["half"]})
-    for half in halves:
-        yield half, frame[frame["half"] == half]
-    if len(halves) > 1:
-        yield "all", frame
-
-
-def _counts(part: pd.DataFrame) -> Row:
-    has_score = int(scored(part).notna().sum())
-    refusals, incoherent = (int((part["status"] == name).sum()) for name in ("refusal", "incoherent"))
-    return {
-        "n": len(part),
-        "n_scored": has_score,
-        "n_refusal": refusals,
-        "n_incoherent": incoherent,
-        "n_unscored": len(part) - has_score - refusals - incoherent,
-    }
-
-
-def _spread(name: str, estimate: st.Estimate) -> Row:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _mean(
-    name: str,
-    values: pd.Series,
-    part: pd.DataFrame,
-    draw: _Draw,
-    *key: object,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
-) -> Row:
-    rng = draw.rng(*key, name)
-    ids = part["question_id"]
-    return _spread(name, st.mean(values.astype(float), ids, rng=rng, resamples=draw.resamples, bounds=bounds))
-
-
-def _paired(
-    first: pd.Series, first_part: pd.DataFrame, second: pd.Series, second_part: pd.DataFrame, draw: _Draw, *key: object
-) -> st.Estimate:
-    return st.paired_difference(
-        first.astype(float),
-        first_part["question_id"],
-        second.astype(float),
-        second_part["question_id"],
-        rng=draw.rng(*key),
-        resamples=draw.resamples,
-    )
 
 
 def _share_right(part: pd.DataFrame) -> st.Estimate:

@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.grouping import log_names, scored
+from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
     Samples,
     chosen_layers,
     control_of,
-    log_names,
     mcnemar,
-    monitoring_points,
     paired_accuracy,
-    scored,
     vector_warnings,
 )
 from persona_bench.definitions.claims import (
@@ -144,7 +143,7 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
         return _untestable(f"no vector: {no_vector}")
     frame = {
         "trait_steering": run.samples.steering,
-        "trait_monitoring": run.samples.monitoring,
+        "trait_monitoring": run.samples.monitoring[run.samples.monitoring["condition"] == "ladder"],
         "mmlu_preservation": run.samples.mmlu,
         "trait_elicitation": run.samples.vectors,
         "judge_validity": run.samples.judge,
@@ -323,8 +322,16 @@ def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> _Finding:
 
 
 def _report_points(run: _Run, trait: str, direction: str) -> pd.DataFrame:
-    points = monitoring_points(run.samples, trait, direction, run.layers.get(trait, math.nan))
-    return points[points["half"] == "report"].dropna(subset=["trait_score", "prompt_last"])
+    layer = 0.0 if direction.startswith(TEXT) else run.layers.get(trait, math.nan)
+    points = monitoring_points(run.samples, trait, direction, layer)
+    return points[points["half"] == "report"].dropna(subset=["trait_score", "value"])
+
+
+def _overall_r(run: _Run, points: pd.DataFrame, trait: str) -> st.Estimate:
+    """Resampled alike for every direction of a trait, so that they can be compared."""
+    ids = points["question_id"]
+    rng = run.rng("monitoring", trait)
+    return st.pearson(points["value"], points["trait_score"], ids, rng=rng, resamples=run.resamples)
 
 
 def _watched(run: _Run, claim: Claim, trait: str) -> pd.DataFrame | _Finding:
@@ -342,19 +349,11 @@ def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
     points = _watched(run, claim, trait)
     if isinstance(points, _Finding):
         return points
-    control = _report_points(run, trait, "random")
-    if len(control) != len(points):
+    r = _overall_r(run, points, trait)
+    controls = _controls(run, trait, "random", points)
+    if not controls:
         return _untestable("no projection on a random direction to compare with", n=len(points), log=log_names(points))
-    r, random = (
-        st.pearson(
-            part["prompt_last"],
-            part["trait_score"],
-            part["question_id"],
-            rng=run.rng("monitoring", trait),
-            resamples=run.resamples,
-        )
-        for part in (points, control)
-    )
+    random = max(controls, key=lambda found: abs(found.value))
     if math.isnan(r.low):
         return _untestable("the trait score or the projection does not vary", n=len(points), log=log_names(points))
     bounds = [
@@ -364,12 +363,34 @@ def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _decide(bounds, log_names(points))
 
 
+def _controls(run: _Run, trait: str, kind: str, points: pd.DataFrame) -> list[st.Estimate]:
+    """The correlations of every direction of a kind over the same points."""
+    directions = run.samples.projections["direction"].astype(str)
+    names = sorted(name for name in directions.unique() if name.startswith(kind) and name != POSITION)
+    parts = [_report_points(run, trait, name) for name in names]
+    found = [_overall_r(run, part, trait) for part in parts if len(part) == len(points)]
+    return [item for item in found if not math.isnan(item.low)]
+
+
+def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> _Finding:
+    points = _watched(run, claim, trait)
+    if isinstance(points, _Finding):
+        return points
+    readers = _controls(run, trait, TEXT, points)
+    r = _overall_r(run, points, trait)
+    if math.isnan(r.low) or not readers:
+        missing = "no text-only baseline" if not readers else "the trait score or the projection does not vary"
+        return _untestable(missing, n=len(points), log=log_names(points))
+    excess = st.excess_strength(r, max(readers, key=lambda found: abs(found.value)))
+    return _decide([_Bound("r minus the best text-only baseline's", excess, 1, claim.threshold)], log_names(points))
+
+
 def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
     points = _watched(run, claim, trait)
     if isinstance(points, _Finding):
         return points
     within = st.within_condition_r(
-        points["prompt_last"],
+        points["value"],
         points["trait_score"],
         points["rung"],
         points["question_id"],
@@ -458,6 +479,7 @@ _RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
     "C2-steering-suppresses": _steering_suppresses,
     "C3-monitoring-overall": _monitoring_overall,
     "C4-monitoring-within": _monitoring_within,
+    "M1-monitoring-beats-text": _monitoring_beats_text,
     "C5-steering-costs-capability": _steering_costs_capability,
     "C6-steering-costs-coherence": _steering_costs_coherence,
     "L1-refusal-confound": _refusal_confound,

@@ -127,6 +127,21 @@ CLAIMS: tuple[Claim, ...] = (
         min_n=24,
     ),
     Claim(
+        id="M1-monitoring-beats-text",
+        statement="The projection tells the trait score better than a classifier that only reads the prompt.",
+        section="Not in the paper: a check of this benchmark",
+        paper_value="not found",
+        eval="trait_monitoring",
+        statistic="Pearson r of the projection minus that of the best text-only baseline, same points, chosen layer",
+        rule=(
+            "On the report half, against the stronger of TF-IDF and sentence embeddings with logistic regression, "
+            "fitted on the select half: supported if the 95 % interval of r minus the baseline's absolute r lies above "
+            "0; contradicted if it lies below 0; otherwise inconclusive."
+        ),
+        threshold=0.0,
+        min_n=24,
+    ),
+    Claim(
         id="C5-steering-costs-capability",
         statement="Steering at inference time lowers MMLU accuracy.",
         section="Inference-time steering against a trait; stated limits",

@@ -22,7 +22,8 @@ class Preset:
         layer_fractions: steered layers as fractions of the depth.
         doses: relative doses |alpha v| / mean |h_l|, signed; alpha follows from each vector and layer.
         random_vectors: random directions of the same norm steered with as controls.
-        monitoring_rollouts: responses for each question and rung.
+        monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
+        monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
         mmlu_doses: relative doses at the chosen layer.
     """
@@ -37,6 +38,7 @@ class Preset:
     layer_fractions: tuple[float, ...]
     doses: tuple[float, ...]
     random_vectors: int
+    monitoring_conditions: tuple[str, ...]
     monitoring_rollouts: int
     mmlu_questions: int
     mmlu_doses: tuple[float, ...]
@@ -58,6 +60,7 @@ PRESETS = {
         layer_fractions=(0.4, 0.6),
         doses=(-0.4, 0.2, 0.4),
         random_vectors=1,
+        monitoring_conditions=("ladder",),
         monitoring_rollouts=1,
         mmlu_questions=60,
         mmlu_doses=(-0.4, 0.4),
@@ -73,6 +76,7 @@ PRESETS = {
         layer_fractions=(0.3, 0.45, 0.6, 0.75),
         doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
         random_vectors=2,
+        monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=3,
         mmlu_questions=500,
         mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
@@ -88,6 +92,7 @@ PRESETS = {
         layer_fractions=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
         random_vectors=3,
+        monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=10,
         mmlu_questions=2850,
         mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),

@@ -259,10 +259,10 @@ def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], *, eve
         even: give yes and no the same weight in all, so that the cut at half lies between them however rare one is.
     """
     penalties = PENALTIES if voices.shape[1] > 1 else (1.0,)
-    held_out = {penalty: _held_out(voices, shares, questions, penalty, even) for penalty in penalties}
-    best = max(penalties, key=lambda penalty: _auroc(held_out[penalty], shares))
-    weights, bias = _logistic(voices, shares, best, even)
-    scores = held_out[best]
+    tried = {penalty: held_out(voices, shares, questions, penalty, even) for penalty in penalties}
+    best = max(penalties, key=lambda penalty: _auroc(tried[penalty], shares))
+    weights, bias = logistic(voices, shares, best, even)
+    scores = tried[best]
     return Fit(
         tuple(float(f"{weight:.6g}") for weight in weights),
         float(bias),
@@ -272,7 +272,7 @@ def fit(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], *, eve
     )
 
 
-def _held_out(
+def held_out(
     voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], penalty: float, even: bool = False
 ) -> np.ndarray:
     """The score 0..1 of each answer by a fit without its question."""
@@ -281,12 +281,12 @@ def _held_out(
     scores = np.empty(len(shares))
     folds = GroupKFold(min(FOLDS, len(set(questions))))
     for train, test in folds.split(voices, groups=list(questions)):
-        weights, bias = _logistic(voices[train], shares[train], penalty, even)
+        weights, bias = logistic(voices[train], shares[train], penalty, even)
         scores[test] = 1 / (1 + np.exp(-(voices[test] @ weights + bias)))
     return scores
 
 
-def _logistic(voices: np.ndarray, shares: np.ndarray, penalty: float, even: bool = False) -> tuple[np.ndarray, float]:
+def logistic(voices: np.ndarray, shares: np.ndarray, penalty: float, even: bool = False) -> tuple[np.ndarray, float]:
     """Weights `(d,)` and bias on the raw voices, fitted on standardised ones."""
     from sklearn.linear_model import LogisticRegression
 

@@ -25,7 +25,7 @@ from persona_bench.definitions.traits import Trait, load_trait
 from persona_bench.errors import DataError, PersonaBenchError, RunError
 from persona_bench.inspect_ext.calibration import calibrated
 from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples, together
-from persona_bench.inspect_ext.judgement import Judgement, as_score, measured, merge
+from persona_bench.inspect_ext.judgement import Judgement, as_score, as_turn_scores, measured, merge
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.voices import ask_voice, local_api, read
 
@@ -171,7 +171,8 @@ def trait_judge(trait: str, method: Method = "auto") -> Scorer:
     """Score a response for a trait by the model bound to the role `grader`, or by the panel bound to it.
 
     The value holds `trait` and `coherence` (0..100; NaN where the outcome has none) and `refusal`, `incoherent`,
-    `unscored` (0 or 1).
+    `unscored` (0 or 1). Of a conversation with several responses (`metadata["turns"]`) each is judged with the user's
+    message before it; the value then holds the means.
 
     Args:
         trait: a trait of the suite, or a trait file.
@@ -182,8 +183,11 @@ def trait_judge(trait: str, method: Method = "auto") -> Scorer:
         raise RunError(f"unknown judge method {method!r}; choose from {', '.join(METHODS)}")
 
     async def score(state: TaskState, target: Target) -> Score:
-        answer = state.output.completion
-        return as_score(await judge_panel(graders(), loaded, last_question(state), answer, method), answer)
+        turns = state.metadata.get("turns") or [{"user": last_question(state), "answer": state.output.completion}]
+        models = graders()
+        results = await together(*(judge_panel(models, loaded, turn["user"], turn["answer"], method) for turn in turns))
+        answers = [turn["answer"] for turn in turns]
+        return as_turn_scores(results, answers) if len(turns) > 1 else as_score(results[0], answers[0])
 
     return score
 

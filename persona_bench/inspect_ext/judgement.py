@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 from inspect_ai.scorer import Score
 
@@ -95,4 +96,22 @@ def as_score(result: Judgement, answer: str) -> Score:
         answer=answer,
         explanation=result.reason or None,
         metadata=metadata,
+    )
+
+
+def as_turn_scores(results: Sequence[Judgement], answers: Sequence[str]) -> Score:
+    """The judgements of a conversation's responses as one score: means over the turns, and every turn as metadata.
+
+    `refusal`, `incoherent` and `unscored` are shares of the turns.
+    """
+    scores = [as_score(result, answer) for result, answer in zip(results, answers, strict=True)]
+    values = [cast(dict[str, float], score.value) for score in scores]
+    return Score(
+        value={key: _mean([value[key] for value in values]) for key in values[0]},
+        answer=answers[-1],
+        metadata={
+            "status": "scored" if any(result.status == "scored" for result in results) else results[-1].status,
+            "method": results[-1].method,
+            "turns": [{"value": value, **(score.metadata or {})} for value, score in zip(values, scores, strict=True)],
+        },
     )

@@ -29,7 +29,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from pydantic import ValidationError
 
 from persona_bench.errors import ModelError, VectorError
-from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
+from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
 from persona_bench.models.engine import Engine, Projections, Row, RowResult
 from persona_bench.models.loading import load
@@ -88,7 +88,7 @@ class PersonaAPI(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config)
         self.loaded = load(model_name, dtype=dtype, device=device, revision=revision)
         self.engine = WORKER.engine(self.loaded, max_batch=max_batch)
-        self._directions: dict[tuple[str, tuple[str, ...]], torch.Tensor] = {}
+        self._directions: dict[tuple[tuple[str, tuple[str, ...]], ...], torch.Tensor] = {}
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
 
     def max_connections(self) -> int:
@@ -159,7 +159,7 @@ class PersonaAPI(ModelAPI):
             prompt,
             sampling=_sampling(config),
             interventions=interventions,
-            capture=None if extra.output_projections is None else self._capture(extra.output_projections),
+            capture=self._capture(extra.output_projections) if extra.output_projections else None,
             shared_prefix=self._shared(messages, prompt),
         )
         n = config.num_choices or 1
@@ -173,8 +173,10 @@ class PersonaAPI(ModelAPI):
         choices = [self._choice(result, config, prompt_logprobs) for result in results]
         sampled = sum(result.n_sampled for result in results)
         metadata: dict[str, Any] | None = None
-        if extra.output_projections is not None and results[0].projections is not None:
+        if results[0].projections is not None:
             metadata = {"projections": _report(results[0].projections, extra.output_projections)}
+            if any(request.per_token for request in extra.output_projections):
+                metadata["tokens"] = [self.loaded.tokenizer.decode([token]) for token in results[0].tokens]
         return ModelOutput(
             model=self.model_name,
             choices=choices,
@@ -274,15 +276,25 @@ class PersonaAPI(ModelAPI):
             out.append(Intervention(layer, step, request.scale, request.operation, request.positions))
         return out
 
-    def _capture(self, request: ProjectionRequest) -> Capture:
-        vector = read_vector(request.file, request.sha256)
-        for layer in request.layers:
-            vector.check_layer(layer)
-        key = (request.sha256, request.directions)
+    def _capture(self, requests: tuple[ProjectionRequest, ...]) -> Capture:
+        """One set of unit directions for all requests, held so that rows with the same ones share it."""
+        key = tuple((request.sha256, request.directions) for request in requests)
+        for request in requests:
+            vector = read_vector(request.file, request.sha256)
+            for layer in request.layers:
+                vector.check_layer(layer)
         if key not in self._directions:
-            stacked = torch.stack([vector.direction(name) for name in request.directions])
+            stacked = torch.stack(
+                [
+                    read_vector(request.file, request.sha256).direction(name)
+                    for request in requests
+                    for name in request.directions
+                ]
+            )
             self._directions[key] = torch.nn.functional.normalize(stacked, dim=-1)
-        return Capture(self._directions[key], prompt_mean=request.prompt_mean, per_token=request.per_token)
+        return Capture(
+            self._directions[key], prompt_mean=any(request.prompt_mean for request in requests), per_token=True
+        )
 
 
 def _parse(config: GenerateConfig) -> ExtraArgs:
@@ -332,19 +344,28 @@ def _prompt_logprobs(api: PersonaAPI, prompt: tuple[int, ...], result: RowResult
     return Logprobs(content=[Logprob(token=decode([token]), logprob=float(value)) for token, value in values])
 
 
-def _report(projections: Projections, request: ProjectionRequest) -> dict[str, dict[str, dict[str, Any]]]:
-    """Direction -> layer -> position -> projection, plain JSON."""
+def _report(projections: Projections, requests: tuple[ProjectionRequest, ...]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Direction -> layer -> signal -> projection, plain JSON; a response without a token has none of its own."""
+    signals = {"prompt_last": projections.prompt_last, "prompt_mean": projections.prompt_mean}
+    tokens = projections.per_token
+    if tokens is not None:
+        signals |= {
+            "response_mean": projections.response_mean,
+            "response_first": tokens[:FIRST_TOKENS].mean(0),
+            "response_max": tokens.max(0),
+        }
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for index, name in enumerate(request.directions):
+    names = [(request, name) for request in requests for name in request.names]
+    for index, (request, name) in enumerate(names):
         out[name] = {}
         for layer in request.layers:
-            values: dict[str, Any] = {}
-            for position in ("prompt_last", "prompt_mean", "response_mean"):
-                found = getattr(projections, position)
-                if found is not None:
-                    values[position] = float(found[index, layer])
-            if projections.per_token is not None:
-                values["per_token"] = [float(value) for value in projections.per_token[:, index, layer]]
+            values: dict[str, Any] = {
+                signal: float(found[index, layer])
+                for signal, found in signals.items()
+                if found is not None and (signal != "prompt_mean" or request.prompt_mean)
+            }
+            if request.per_token and tokens is not None:
+                values["per_token"] = [float(value) for value in tokens[:, index, layer]]
             out[name][str(layer)] = values
     return out
 

@@ -2,7 +2,7 @@
 
     extra_body={"extra_args": {
         "apply_steering_vectors": [{"file": ..., "sha256": ..., "layers": [12], "scale": 1.5}],
-        "output_projections": {"file": ..., "sha256": ..., "directions": ["persona"], "layers": [12]},
+        "output_projections": [{"file": ..., "sha256": ..., "directions": ["persona"], "layers": [12]}],
         "score": [{"messages": [...], "continuation": "..."}],
     }}
 
@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+FIRST_TOKENS = 8
+"""How many response tokens the signal `response_first` averages over: what a monitor sees early on."""
 
 
 class _Request(BaseModel):
@@ -47,21 +50,37 @@ class SteeringRequest(_Request):
 class ProjectionRequest(_Request):
     """Scalar projections on unit directions of one vector file, returned in `ModelOutput.metadata["projections"]`.
 
+    Reported are `prompt_last` and, over the response, `response_mean`, `response_first` (mean of the first
+    `FIRST_TOKENS` tokens) and `response_max`, by direction and layer.
+
     Attributes:
         file: path of a vector file.
         sha256: its content hash.
         directions: which of its directions.
+        label: the name to report a single direction under, by default its own.
         layers: 1-based layers to report.
         prompt_mean: also the average over the prompt.
-        per_token: also every response token.
+        per_token: also every response token, with the tokens themselves in `ModelOutput.metadata["tokens"]`.
     """
 
     file: str
     sha256: str
     directions: tuple[str, ...] = ("persona",)
+    label: str = ""
     layers: tuple[int, ...] = Field(min_length=1)
     prompt_mean: bool = False
     per_token: bool = False
+
+    @model_validator(mode="after")
+    def _one_label(self) -> ProjectionRequest:
+        if self.label and len(self.directions) != 1:
+            raise ValueError("a label names one direction")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the directions are reported as."""
+        return (self.label,) if self.label else self.directions
 
 
 class ScoreItem(_Request):
@@ -96,8 +115,20 @@ class ExtraArgs(_Request):
     """All of it."""
 
     apply_steering_vectors: tuple[SteeringRequest, ...] = ()
-    output_projections: ProjectionRequest | None = None
+    output_projections: tuple[ProjectionRequest, ...] = ()
     score: tuple[ScoreItem, ...] = ()
+
+    @field_validator("output_projections", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict | ProjectionRequest) else value
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> ExtraArgs:
+        names = [name for request in self.output_projections for name in request.names]
+        if len(names) != len(set(names)):
+            raise ValueError("two projections are reported under one name; give one of them a label")
+        return self
 
     def body(self) -> dict[str, Any]:
         """As `GenerateConfig.extra_body`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
@@ -35,6 +35,41 @@ def respond(temperature: float, max_tokens: int, seed: int = 0) -> Solver:
             seed=row_seed(state.sample_id, state.epoch, seed),
             extra_body=extra.body() if extra != ExtraArgs() else None,
         )
+
+    return solve
+
+
+@solver
+def converse(temperature: float, max_tokens: int, seed: int = 0) -> Solver:
+    """Respond to every user turn: to the sample's input, then to each of `metadata["user_turns"]`.
+
+    Every response has a seed of its own. Where there are several, `metadata["turns"]` lists for each the user's
+    message, the answer and its projections.
+
+    Args:
+        temperature: of sampling.
+        max_tokens: most tokens of a response.
+        seed: of the run.
+    """
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        extra = ExtraArgs.model_validate(state.metadata.get("extra") or {}).body()
+        turns = []
+        for number, message in enumerate(("", *state.metadata["user_turns"])):
+            if number:
+                state.messages.append(ChatMessageUser(content=message))
+            state = await generate(
+                state,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=row_seed(f"{state.sample_id}-t{number}" if number else state.sample_id, state.epoch, seed),
+                extra_body=extra,
+            )
+            asked = next(item.text for item in reversed(state.messages) if item.role == "user")
+            turns.append({"user": asked, "answer": state.output.completion, **(state.output.metadata or {})})
+        if len(turns) > 1:
+            state.metadata["turns"] = turns
+        return state
 
     return solve
 
