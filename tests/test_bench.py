@@ -37,19 +37,24 @@ def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> 
 
 def test_the_bench_times_projection(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persona_bench.vectors.benchmark.SAMPLE", 4)
-    more = ("--batch", "2", "--tokens", "2", "--repeats", "1", "--transcripts", "6", "--json", str(tmp_path / "b.json"))
+    monkeypatch.setattr("persona_bench.vectors.benchmark.SLICE", 4)
+    more = ("--batch", "2", "--tokens", "2", "--repeats", "2", "--transcripts", "7", "--json", str(tmp_path / "b.json"))
     result = CliRunner().invoke(main, ["bench", "--model", str(folder), *more])
     assert result.exit_code == 0, result.output
     shown = [line for line in result.stdout.splitlines() if line.startswith("one by one / project")]
     figures = json.loads((tmp_path / "b.json").read_text())
     assert len(shown) == 2 and figures["ratios"]["one by one / project"] > 0
     timed = figures["projection"]
-    assert (timed["transcripts"], timed["layer"], timed["n_layers"]) == (6, 2, 4)
-    alone = timed["one_by_one"]
-    assert alone["sampled_transcripts"] == 4 and alone["sampled_tokens"] < timed["tokens"]
-    scaled = alone["seconds_of_the_sample"][0] * timed["tokens"] / alone["sampled_tokens"]
-    assert alone["seconds_scaled_to_all_tokens"] == pytest.approx(scaled)
-    assert set(timed["seconds"]) == {"project", "project all layers"}
+    assert (timed["transcripts"], timed["layer"], timed["n_layers"]) == (7, 2, 4)
+    alone = timed["sampled_one_by_one"]
+    assert alone["transcripts"] == 4 and alone["tokens"] < timed["tokens"]
+    for name, slices in timed["seconds_by_slice_and_round"].items():
+        assert [len(rounds) for rounds in slices] == [2, 2]
+        least = sum(map(min, slices))
+        if name == "one by one":
+            assert timed["seconds"]["one by one, scaled to all tokens"] > least
+        else:
+            assert timed["seconds"][name] == pytest.approx(least)
 
 
 def test_conversations_are_the_same_again_and_of_many_lengths() -> None:

@@ -393,9 +393,8 @@ def test_control_has_a_near_dose_and_prefers_the_layer_then_the_sign():
 
 
 def test_monitoring_averages_rollouts_and_keeps_halves_apart(tables, samples):
-    rows = tables["monitoring"].query(
-        "trait == 'evil' and condition == 'ladder' and direction == 'persona' and signal == 'prompt_last' and chosen_layer"
-    )
+    ladder = tables["monitoring"].query("trait == 'evil' and condition == 'ladder'")
+    rows = ladder.query("direction == 'persona' and signal == 'prompt_last' and chosen_layer")
     assert rows.set_index("half")["n"].to_dict() == {"all": 160, "report": 80, "select": 80}
     assert (rows["n_scored"] == 2 * rows["n"]).all() and (rows["r"] > 0.9).all() and (rows["n_conditions"] == 8).all()
     point = (

@@ -194,11 +194,11 @@ def _signal_rows(
     watched: pd.DataFrame, signals: Sequence[_Signal], chosen: float, draw: Draw, trait: str, condition: str
 ) -> Iterator[Row]:
     label = _label(watched)
+    # Text-only baselines come first: the others are compared with them.
+    ordered = [(item, _points(watched, item.values)) for item in sorted(signals, key=lambda item: item.scope != "text")]
     for half in [name for name, _ in halves(watched)]:
         texts: dict[str, st.Estimate] = {}
-        ordered = sorted(signals, key=lambda item: item.scope != "text")
-        for signal in ordered:
-            points = _points(watched, signal.values)
+        for signal, points in ordered:
             part = points if half == "all" else points[points["half"] == half]
             use = watched if half == "all" else watched[watched["half"] == half]
             # The stream is named without the direction: persona and control are resampled alike.

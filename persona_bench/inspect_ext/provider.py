@@ -131,7 +131,10 @@ class PersonaAPI(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Generate, or score the items of `extra_args.score`; see `requests` for what may be asked."""
+        """Generate, or score the items of `extra_args.score`; see `requests` for what may be asked.
+
+        A conversation that leaves no room in the context gets an empty answer with stop reason `model_length`.
+        """
         if tools:
             raise ModelError("the persona provider runs no tools; use a task without them")
         started = time.monotonic()
@@ -155,6 +158,8 @@ class PersonaAPI(ModelAPI):
     ) -> ModelOutput:
         messages = [{"role": message.role, "content": message.text} for message in input]
         prompt = prompt_ids(self.loaded.tokenizer, messages)
+        if len(prompt) >= self.loaded.max_length:  # as other providers answer what is longer than the context
+            return ModelOutput.from_content(self.model_name, "", stop_reason="model_length")
         row = Row(
             prompt,
             sampling=_sampling(config),

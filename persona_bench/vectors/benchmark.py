@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from persona_bench.vectors.transcripts import Transcript, read_transcripts
 from persona_bench.vectors.vector import PersonaVector
 
 SAMPLE = 100  # transcripts that are passed one by one; the time of all is scaled from theirs
+SLICE = 250
 SHORTEST, MEDIAN, LONGEST = 30, 140, 400  # tokens, spread log-normally
 SPREAD = 0.6
 TRAITS = ("evil", "sycophancy", "hallucination")
@@ -33,9 +35,10 @@ def measure_projection(model: str, n: int, repeats: int, say: Callable[[str], No
     `project` is the whole of `project_file`: reading the file, tokenising, passes, writing the table. `one by one` is
     transformers' own pass over the same token ids with `output_hidden_states=True`, without a key-value cache, which
     is not needed for it, in the same weights, dtype and process; tokenising and writing are not counted. Only a sample
-    of at most `SAMPLE` is passed one by one, evenly over the lengths, and its time scaled by the number of tokens.
+    of about `SAMPLE` is passed one by one, evenly over the lengths, and its time scaled by the number of tokens.
 
-    Every round times each variant once, in turn; a variant's figure is its fastest round.
+    Every round goes through the transcripts in slices, and times each variant once on a slice before the next, so that
+    a slow spell of the machine hits all alike. A slice's figure is its fastest round, a variant's the sum of them.
 
     Args:
         model: as `loading.load` takes it.
@@ -47,42 +50,56 @@ def measure_projection(model: str, n: int, repeats: int, say: Callable[[str], No
     engine = Engine(loaded)
     vector = _vector(loaded)
     middle = max(1, loaded.n_layers // 2)
+    made = conversations(loaded.tokenizer, n)
+    slices = [made[start : start + SLICE] for start in range(0, n, SLICE)]
+    seconds: dict[str, list[list[float]]] = {name: [] for name in ("one by one", "project", "project all layers")}
+    tokens, sampled = [], []
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "in.jsonl"), Path(folder, "out.csv")
-        source.write_text("".join(json.dumps(item) + "\n" for item in conversations(loaded.tokenizer, n)))
-        items = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
-        by_length = sorted(items, key=lambda item: len(item.ids))
-        sample = [by_length[round(place)] for place in np.linspace(0, n - 1, min(n, SAMPLE))]
-        variants: dict[str, Callable[[], Any]] = {
-            "one by one": lambda: _one_by_one(loaded, sample, vector, middle),
-            "project": lambda: project_file(engine, vector, source, target, middle),
-            "project all layers": lambda: project_file(engine, vector, source, target),
-        }
-        _one_by_one(loaded, sample[:3], vector, middle)  # warms up
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for index in range(repeats):
-            for name, variant in variants.items():
-                say(f"round {index + 1} of {repeats}: {name}, {n} transcripts")
-                started = time.perf_counter()
-                variant()
-                seconds[name].append(time.perf_counter() - started)
-    tokens, sampled = (sum(len(item.ids) for item in which) for which in (items, sample))
-    whole = min(seconds["one by one"]) * tokens / sampled
+        for number, items in enumerate(slices):
+            source, target = Path(folder, f"{number}.jsonl"), Path(folder, "out.csv")
+            source.write_text("".join(json.dumps(item) + "\n" for item in items))
+            laid = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
+            laid.sort(key=lambda item: len(item.ids))
+            size = min(len(laid), -(-SAMPLE // len(slices)))
+            sample = [laid[round(place)] for place in np.linspace(0, len(laid) - 1, size)]
+            tokens.append([len(item.ids) for item in laid])
+            sampled.append([len(item.ids) for item in sample])
+            variants: dict[str, Callable[[], Any]] = {
+                "one by one": partial(_one_by_one, loaded, sample, vector, middle),
+                "project": partial(project_file, engine, vector, source, target, middle),
+                "project all layers": partial(project_file, engine, vector, source, target),
+            }
+            if not number:
+                _one_by_one(loaded, sample[:3], vector, middle)  # warms up
+            timed: dict[str, list[float]] = {name: [] for name in variants}
+            for index in range(repeats):
+                for name, variant in variants.items():
+                    say(f"transcripts, slice {number + 1} of {len(slices)}, round {index + 1} of {repeats}: {name}")
+                    started = time.perf_counter()
+                    variant()
+                    timed[name].append(time.perf_counter() - started)
+            for name, values in timed.items():
+                seconds[name].append(values)
+    fastest = {name: [min(values) for values in slices_of] for name, slices_of in seconds.items()}
+    whole = sum(
+        value * sum(all_of) / sum(some)
+        for value, all_of, some in zip(fastest["one by one"], tokens, sampled, strict=True)
+    )
     return {
         "transcripts": n,
-        "tokens": tokens,
+        "tokens": sum(map(sum, tokens)),
         "layer": middle,
         "n_layers": loaded.n_layers,
-        "one_by_one": {
-            "sampled_transcripts": len(sample),
-            "sampled_tokens": sampled,
-            "seconds_of_the_sample": seconds.pop("one by one"),
-            "seconds_scaled_to_all_tokens": whole,
+        "sampled_one_by_one": {"transcripts": sum(map(len, sampled)), "tokens": sum(map(sum, sampled))},
+        "seconds_by_slice_and_round": seconds,
+        "seconds": {
+            "one by one, scaled to all tokens": whole,
+            "project": sum(fastest["project"]),
+            "project all layers": sum(fastest["project all layers"]),
         },
-        "seconds": seconds,
         "ratios": {
-            "one by one / project": whole / min(seconds["project"]),
-            "one by one / project all layers": whole / min(seconds["project all layers"]),
+            "one by one / project": whole / sum(fastest["project"]),
+            "one by one / project all layers": whole / sum(fastest["project all layers"]),
         },
     }
 
