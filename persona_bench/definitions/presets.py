@@ -61,7 +61,7 @@ PRESETS = {
         doses=(-0.4, 0.2, 0.4),
         random_vectors=1,
         monitoring_conditions=("ladder",),
-        monitoring_rollouts=1,
+        monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
         mmlu_doses=(-0.4, 0.4),
     ),
