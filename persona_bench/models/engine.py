@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -205,23 +206,24 @@ class _Job:
 
 
 class _PrefixStore:
-    """Keys and values of shared prefixes, least recently used dropped first."""
+    """Keys and values of shared prefixes, of the first layers or of all, least recently used dropped first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._held: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
         self._bytes = 0
 
-    def __contains__(self, prefix: tuple[int, ...]) -> bool:
-        return prefix in self._held
+    def holds(self, prefix: tuple[int, ...], n_layers: int) -> bool:
+        """Whether a prefix is there, at least so many layers deep."""
+        return len(self._held.get(prefix, ())) >= n_layers
 
     def get(self, prefix: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
         self._held.move_to_end(prefix)
         return self._held[prefix]
 
     def put(self, prefix: tuple[int, ...], layers: list[tuple[Tensor, Tensor]], needed: set[tuple[int, ...]]) -> None:
+        self._bytes += _n_bytes(layers) - _n_bytes(self._held.pop(prefix, []))
         self._held[prefix] = layers
-        self._bytes += _n_bytes(layers)
         for old in list(self._held):
             if self._bytes <= self.max_bytes:
                 break
@@ -408,7 +410,7 @@ class Engine:
         try:
             if not chunk[0].depth:
                 self._ensure_room(max(job.room for job in chunk))
-            self._prefill_prefixes({job.prefix for job in chunk if job.prefix}, free)
+            self._prefill_prefixes({job.prefix for job in chunk if job.prefix}, free, chunk[0].depth)
             self._prefill(chunk)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError):
             for job in chunk:
@@ -443,8 +445,16 @@ class Engine:
             self._cache.grow(max(room, self._cache.capacity * 3 // 2))
         return self._cache
 
-    def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int) -> None:
-        missing = sorted((prefix for prefix in prefixes if prefix not in self._prefixes), key=len)
+    def _cache_for(self, depth: int, low: int, rows: int, reach: int) -> tuple[SlotCache, int]:
+        """The cache of a prefill and its first slot there.
+
+        Rows that are only read keep nothing: their cache is no larger than they are and no deeper than they go.
+        """
+        return (SlotCache(depth, rows, reach), 0) if depth else (self._ensure_room(reach), low)
+
+    def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int, depth: int) -> None:
+        n_layers = depth or self.hooks.n_layers
+        missing = sorted((prefix for prefix in prefixes if not self._prefixes.holds(prefix, n_layers)), key=len)
         low = len(self._active)
         while missing:
             chunk: list[tuple[int, ...]] = []
@@ -452,18 +462,17 @@ class Engine:
                 missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
             ):
                 chunk.append(missing.pop())
-            cache = self._ensure_room(max(MIN_WIDTH, len(chunk[0])))
-            self._forward(cache, low, low, [0] * len(chunk), chunk, None)
+            cache, first = self._cache_for(depth, low, len(chunk), max(MIN_WIDTH, len(chunk[0])))
+            self._forward(cache, first, low, [0] * len(chunk), chunk, None, depth)
             for offset, prefix in enumerate(chunk):
-                self._prefixes.put(prefix, cache.read(low + offset, len(prefix)), prefixes)
+                self._prefixes.put(prefix, cache.read(first + offset, len(prefix)), prefixes)
 
     def _prefill(self, chunk: list[_Job]) -> None:
         chunk.sort(key=lambda job: job.prefix)
         low, depth = len(self._active), chunk[0].depth
         starts = [len(job.prefix) for job in chunk]
         reach = max(starts) + max(MIN_WIDTH, *(job.suffix for job in chunk))
-        # Rows that are only read keep nothing: their cache is no larger than they are and no deeper than they go.
-        cache, first = (SlotCache(depth, len(chunk), reach), 0) if depth else (self._ensure_room(reach), low)
+        cache, first = self._cache_for(depth, low, len(chunk), reach)
         for index, job in enumerate(chunk):
             self.hooks.occupy(low + index, job.row.interventions)
         start = 0
@@ -505,10 +514,12 @@ class Engine:
         starts: list[int],
         inputs: Sequence[Sequence[int]],
         jobs: list[_Job] | None,
+        depth: int = 0,
     ) -> Tensor:
         """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken.
 
         Keys and values go to a cache's slots from `first` on, interventions come from the hooks' slots from `low` on.
+        The pass ends at layer `depth` where that is not 0, or at the last one that the jobs need.
         """
         rows, width = len(inputs), max(MIN_WIDTH, *(len(tokens) for tokens in inputs))
         device = self.loaded.device
@@ -524,6 +535,8 @@ class Engine:
             self.hooks.begin(low, low + rows, masks, None)
             if reader is not None and reader.wanted:
                 self.hooks.reader = reader
+            elif depth:
+                self.hooks.reader = partial(_end_at, depth)
             try:
                 output = self.loaded.decoder(
                     input_ids=tokens.to(device),
@@ -698,6 +711,11 @@ class Engine:
 
 class _DeepEnoughError(Exception):
     """Ends a pass at the last layer that its rows need; caught where the pass was begun."""
+
+
+def _end_at(depth: int, layer: int, _hidden: Tensor) -> None:
+    if layer == depth:
+        raise _DeepEnoughError
 
 
 class _Reader:
