@@ -41,7 +41,8 @@ _CURVES = (  # direction, signal, scope, label; in the order of the legend
     (POSITION, "prompt_last", "text", "condition alone"),
     ("random:0", "prompt_last", "layer", "random direction"),
 )
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), "-")
+_GREYS = (GREY, GREY, "#000000", "#444444", "#888888", "#BBBBBB")
 
 
 def monitoring_figures(
@@ -164,7 +165,7 @@ def _roc(
             line["fpr"].astype(float),
             line["tpr"].astype(float),
             where="post",
-            color=colour if direction == "persona" else GREY,
+            color=colour if direction == "persona" else _GREYS[i],
             linestyle=_DASHES[i % len(_DASHES)],
             linewidth=2 if direction == "persona" else 1.3,
             label=f"{label}{area}",
@@ -238,7 +239,7 @@ def _traces(tokens: pd.DataFrame, trait: str, caption: Caption) -> "Figure":
     lines = pd.concat(parts)
     figure = new_figure(3.8)
     axes = figure.subplots()
-    draw_trace(axes, lines.assign(message=1, role="response"))
+    draw_trace(axes, lines.assign(message=np.nan, role=""))
     axes.set_title(f"Token by token: {flat_text(trait)}, layer {layer:g}")
     axes.set_xlabel("token of the response")
     put_legend(figure, axes)
