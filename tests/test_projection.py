@@ -27,7 +27,7 @@ from persona_bench.cli import main
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.files import read_jsonl
 from persona_bench.models import assets
-from persona_bench.models.chat import locate, prompt_ids, response_ids
+from persona_bench.models.chat import head_ids, locate, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import LoadedModel, load
 from persona_bench.vectors import projection, table_file, transcripts
@@ -173,6 +173,30 @@ def test_all_layers_still_run_no_head(tmp_path: Path, monkeypatch: pytest.Monkey
             Engine(loaded), tiny_vector(), written(tmp_path / "i.jsonl", [conversation(0)]), tmp_path / "o.csv"
         )
     assert counted == {str(layer): 1 for layer in range(1, 5)}
+
+
+def test_a_common_beginning_is_passed_once(tmp_path: Path) -> None:
+    """Also by another system message; what only two begin with is not worth it."""
+    loaded = talking()
+    tokenizer = loaded.tokenizer
+    items = [conversation(2 * i) for i in range(10)]
+    systems = [None] * 5 + ["Be brief."] * 3 + ["Be long."] * 2
+    for item, system in zip(items, systems, strict=True):
+        item["messages"] = [*([{"role": "system", "content": system}] if system else []), *item["messages"]]
+    source = written(tmp_path / "in.jsonl", items)
+    engine = Engine(loaded)
+    project_file(engine, tiny_vector(), source, tmp_path / "o.csv", 2)
+    (chunk,) = read_transcripts(source, tokenizer, located=False)
+    none, brief = (len(head_ids(tokenizer, system)) for system in (None, "Be brief."))
+    assert none == len(["<s>", "<|im_start|>", *"user\n"]) and brief > len("system\nBe brief.\nuser\n")
+    assert [item.n_head for item in chunk][:8] == [none] * 5 + [brief] * 3
+    assert engine.prefill_tokens == sum(len(item.ids) for item in chunk) - 3 * none - brief
+    alone = Engine(loaded)
+    for i, item in enumerate(items):
+        project_file(alone, tiny_vector(), written(tmp_path / "one.jsonl", [item]), tmp_path / "one.csv", 2)
+        ours, theirs = cells(tmp_path / "o.csv")[i], cells(tmp_path / "one.csv")[0]
+        for name in COLUMNS[2:]:
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4, abs=1e-4)
 
 
 def test_transcripts_of_like_length_share_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,19 @@ def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
 def shared_length(tokenizer: Any, messages: Sequence[Message], ids: tuple[int, ...]) -> int:
     """How many leading tokens of `ids` do not depend on the last message: what other conversations may share."""
     other = [*messages[:-1], {"role": messages[-1]["role"], "content": _ELSE}]
-    return _agreeing(ids, prompt_ids(tokenizer, other))
+    return agreeing(ids, prompt_ids(tokenizer, other))
+
+
+def head_ids(tokenizer: Any, system: str | None) -> tuple[int, ...]:
+    """The tokens that conversations with this system message, or with none, begin with: what they may share.
+
+    Raises:
+        ModelError: as `prompt_ids`.
+    """
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": "A"})
+    ids = prompt_ids(tokenizer, messages)
+    return ids[: shared_length(tokenizer, messages, ids)]
 
 
 def response_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -135,14 +147,14 @@ def _place_by_prefix(tokenizer: Any, text: str, ids: tuple[int, ...], start: int
     """The same without character offsets: what the text before and the text up to its end have in common with all."""
     if start == stop:
         return 0, 0
-    first = _agreeing(_tokens(tokenizer, text[:start]), ids)
+    first = agreeing(_tokens(tokenizer, text[:start]), ids)
     up_to = _tokens(tokenizer, text[:stop])
-    last = _agreeing(up_to, ids)
+    last = agreeing(up_to, ids)
     # Where the end of the content is one token with what follows, that token holds some of the content too.
     return first, min(last + (last < len(up_to)), len(ids))
 
 
-def _agreeing(first: Sequence[int], second: Sequence[int]) -> int:
+def agreeing(first: Sequence[int], second: Sequence[int]) -> int:
     """How many leading tokens two sequences share."""
     count = 0
     for a, b in zip(first, second, strict=False):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.files import read_jsonl
-from persona_bench.models.chat import locate, prompt_ids, response_ids
+from persona_bench.models.chat import agreeing, head_ids, locate, prompt_ids, response_ids
 
 CHUNK = 512
 CHUNK_CHARACTERS = 2**19  # with CHUNK: how much is in memory at once, and what is sorted by length together
+MOST_HEADS = 64  # kept, of different system messages
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Transcript:
         where: file and line.
         ids: token ids of the prompt and of the response.
         n_prompt: how many of them are the prompt's.
+        n_head: how many of them every conversation with its system message, or with none, begins with.
         roles: of each message.
         places: (start, stop) in `ids` of each message's own tokens; empty unless asked for.
         unplaced: how many messages have a content but no token: the template left nothing of it.
@@ -33,6 +36,7 @@ class Transcript:
     where: str
     ids: tuple[int, ...]
     n_prompt: int
+    n_head: int
     roles: tuple[str, ...]
     places: tuple[tuple[int, int], ...] = ()
     unplaced: int = 0
@@ -75,11 +79,12 @@ def read_transcripts(source: Path, tokenizer: Any, *, located: bool) -> Iterator
     """
     chunk: list[Transcript] = []
     characters = 0
+    head = lru_cache(MOST_HEADS)(partial(head_ids, tokenizer))
     for index, (number, item) in enumerate(read_jsonl(source)):
         where = f"{source}, line {number}"
         messages, response = transcript(item, where)
         try:
-            chunk.append(_laid_out(tokenizer, index, where, messages, response, located))
+            chunk.append(_laid_out(tokenizer, head, index, where, messages, response, located))
         except ModelError as error:
             raise DataError(f"{where}: {error}") from error
         characters += len(response) + sum(len(message["content"]) for message in messages)
@@ -91,15 +96,21 @@ def read_transcripts(source: Path, tokenizer: Any, *, located: bool) -> Iterator
 
 
 def _laid_out(
-    tokenizer: Any, index: int, where: str, messages: list[dict[str, str]], response: str, located: bool
+    tokenizer: Any,
+    head: Callable[[str | None], tuple[int, ...]],
+    index: int,
+    where: str,
+    messages: list[dict[str, str]],
+    response: str,
+    located: bool,
 ) -> Transcript:
     answer = response_ids(tokenizer, response)
     roles = (*(message["role"] for message in messages), "assistant")
-    if not located:
-        prompt = prompt_ids(tokenizer, messages)
-        return Transcript(index, where, prompt + answer, len(prompt), roles)
-    found = locate(tokenizer, messages)
-    prompt = found.ids
-    gone = sum(start == stop and bool(m["content"]) for (start, stop), m in zip(found.places, messages, strict=True))
-    places = (*found.places, (len(prompt), len(prompt) + len(answer)))
-    return Transcript(index, where, prompt + answer, len(prompt), roles, places, gone)
+    if located:
+        found = locate(tokenizer, messages)
+        prompt, places = found.ids, (*found.places, (len(found.ids), len(found.ids) + len(answer)))
+        gone = sum(start == stop and bool(m["content"]) for m, (start, stop) in zip(messages, places, strict=False))
+    else:
+        prompt, places, gone = prompt_ids(tokenizer, messages), (), 0
+    n_head = agreeing(prompt[:-1], head(messages[0]["content"] if messages[0]["role"] == "system" else None))
+    return Transcript(index, where, prompt + answer, len(prompt), n_head, roles, places, gone)
