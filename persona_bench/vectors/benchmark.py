@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,60 +49,85 @@ def measure_projection(model: str, n: int, repeats: int, say: Callable[[str], No
     """
     loaded = load(model)
     engine = Engine(loaded)
-    vector = _vector(loaded)
     middle = max(1, loaded.n_layers // 2)
     made = conversations(loaded.tokenizer, n)
-    slices = [made[start : start + SLICE] for start in range(0, n, SLICE)]
-    seconds: dict[str, list[list[float]]] = {name: [] for name in ("one by one", "project", "project all layers")}
-    tokens, sampled = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, items in enumerate(slices):
-            source, target = Path(folder, f"{number}.jsonl"), Path(folder, "out.csv")
-            source.write_text("".join(json.dumps(item) + "\n" for item in items))
-            laid = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
-            laid.sort(key=lambda item: len(item.ids))
-            size = min(len(laid), -(-SAMPLE // len(slices)))
-            sample = [laid[round(place)] for place in np.linspace(0, len(laid) - 1, size)]
-            tokens.append([len(item.ids) for item in laid])
-            sampled.append([len(item.ids) for item in sample])
-            variants: dict[str, Callable[[], Any]] = {
-                "one by one": partial(_one_by_one, loaded, sample, vector, middle),
-                "project": partial(project_file, engine, vector, source, target, middle),
-                "project all layers": partial(project_file, engine, vector, source, target),
-            }
-            if not number:
-                _one_by_one(loaded, sample[:3], vector, middle)  # warms up
-            timed: dict[str, list[float]] = {name: [] for name in variants}
-            for index in range(repeats):
-                for name, variant in variants.items():
-                    say(f"transcripts, slice {number + 1} of {len(slices)}, round {index + 1} of {repeats}: {name}")
-                    started = time.perf_counter()
-                    variant()
-                    timed[name].append(time.perf_counter() - started)
-            for name, values in timed.items():
-                seconds[name].append(values)
-    fastest = {name: [min(values) for values in slices_of] for name, slices_of in seconds.items()}
-    whole = sum(
-        value * sum(all_of) / sum(some)
-        for value, all_of, some in zip(fastest["one by one"], tokens, sampled, strict=True)
-    )
+    parts = [made[start : start + SLICE] for start in range(0, n, SLICE)]
+    slices = []
+    for number, part in enumerate(parts, 1):
+        told = partial(_tell, say, f"transcripts, slice {number} of {len(parts)}")
+        slices.append(_time_slice(engine, part, middle, -(-SAMPLE // len(parts)), repeats, told))
+    scaled = sum(part.fastest("one by one") * part.tokens / part.sampled_tokens for part in slices)
+    project, all_layers = (sum(part.fastest(name) for part in slices) for name in ("project", "project all layers"))
     return {
         "transcripts": n,
-        "tokens": sum(map(sum, tokens)),
+        "tokens": sum(part.tokens for part in slices),
         "layer": middle,
         "n_layers": loaded.n_layers,
-        "sampled_one_by_one": {"transcripts": sum(map(len, sampled)), "tokens": sum(map(sum, sampled))},
-        "seconds_by_slice_and_round": seconds,
+        "sampled_one_by_one": {
+            "transcripts": sum(part.sampled for part in slices),
+            "tokens": sum(part.sampled_tokens for part in slices),
+        },
+        "seconds_by_slice_and_round": {name: [part.seconds[name] for part in slices] for name in slices[0].seconds},
         "seconds": {
-            "one by one, scaled to all tokens": whole,
-            "project": sum(fastest["project"]),
-            "project all layers": sum(fastest["project all layers"]),
+            "one by one, scaled to all tokens": scaled,
+            "project": project,
+            "project all layers": all_layers,
         },
         "ratios": {
-            "one by one / project": whole / sum(fastest["project"]),
-            "one by one / project all layers": whole / sum(fastest["project all layers"]),
+            "one by one / project": scaled / project,
+            "one by one / project all layers": scaled / all_layers,
         },
     }
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Timings of one slice: how many tokens it holds, how many were passed one by one, seconds by variant and round."""
+
+    tokens: int
+    sampled: int
+    sampled_tokens: int
+    seconds: dict[str, list[float]]
+
+    def fastest(self, name: str) -> float:
+        return min(self.seconds[name])
+
+
+def _time_slice(
+    engine: Engine,
+    part: Sequence[dict[str, Any]],
+    layer: int,
+    sample_size: int,
+    repeats: int,
+    say: Callable[[str], None],
+) -> _Slice:
+    loaded, vector = engine.loaded, _vector(engine.loaded)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.jsonl"), Path(folder, "out.csv")
+        source.write_text("".join(json.dumps(item) + "\n" for item in part))
+        items = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
+        items.sort(key=lambda item: len(item.ids))
+        places = np.linspace(0, len(items) - 1, min(len(items), sample_size))
+        sample = [items[round(place)] for place in places]
+        variants: dict[str, Callable[[], Any]] = {
+            "one by one": partial(_one_by_one, loaded, sample, vector, layer),
+            "project": partial(project_file, engine, vector, source, target, layer),
+            "project all layers": partial(project_file, engine, vector, source, target),
+        }
+        _one_by_one(loaded, sample[:2], vector, layer)  # warms up
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for index in range(repeats):
+            for name, variant in variants.items():
+                say(f"round {index + 1} of {repeats}: {name}")
+                started = time.perf_counter()
+                variant()
+                seconds[name].append(time.perf_counter() - started)
+    tokens, sampled_tokens = (sum(len(item.ids) for item in some) for some in (items, sample))
+    return _Slice(tokens, len(sample), sampled_tokens, seconds)
+
+
+def _tell(say: Callable[[str], None], where: str, what: str) -> None:
+    say(f"{where}, {what}")
 
 
 def conversations(tokenizer: Any, n: int, seed: int = 0) -> list[dict[str, Any]]:
