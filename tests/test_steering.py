@@ -16,6 +16,7 @@ from persona_bench.models.loading import LoadedModel
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny
+from tests.conftest import tiny_vector
 
 PROMPT = (5, 9, 17, 33, 2, 8)
 ANSWER = (11, 3, 77, 54)
@@ -312,3 +313,24 @@ def test_context_end_is_a_stop_reason() -> None:
     result = Engine(tiny("gpt2")).run([Row(tuple([5] * 250), sampling=Sampling(50, ignore_eos=True))])[0]
     assert result.stop_reason == "model_length"
     assert len(result.tokens) == 6
+
+
+def test_nothing_hangs_on_the_default_dtype() -> None:
+    """Loading weights changes torch's default dtype for the whole process, while an engine may be at work."""
+    rows = mixed_rows(16)
+    loaded = tiny()
+    expected = Engine(loaded, max_batch=7).run(rows)
+    vector = tiny_vector()
+    noise = vector.direction("random:3")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = Engine(loaded, max_batch=7).run(rows)
+        again = vector.direction("random:3")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(expected, found, strict=True):
+        assert one.tokens == other.tokens
+        for name in ("prompt_last", "response_mean", "per_token"):
+            first, second = getattr(one.projections, name, None), getattr(other.projections, name, None)
+            assert (first is None and second is None) or np.array_equal(first, second, equal_nan=True)
+    assert again.dtype == torch.float32 and torch.equal(noise, again)

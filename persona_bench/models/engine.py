@@ -732,8 +732,12 @@ class _Reader:
         self.readings = [(index, job, job.row.reading) for index, job in enumerate(jobs) if job.row.reading is not None]
         self.wanted = bool(self.captures or self.means or self.readings)
         self.depth = jobs[0].depth if len({job.depth for job in jobs}) == 1 else 0
+        # Named, because loading other weights changes the default dtype of the process for a while.
+        zeros = partial(torch.zeros, dtype=torch.float32, device=device)
         self._read = {
-            index: torch.zeros(len(reading.spans), len(reading.layers), hooks.d_model, device=device)
+            index: torch.zeros(
+                len(reading.spans), len(reading.layers), hooks.d_model, dtype=torch.float32, device=device
+            )
             for index, _job, reading in self.readings
         }
         self._shared = self._sharing(device)
@@ -742,10 +746,8 @@ class _Reader:
             np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
             for _index, _job, directions, (first, last) in self.captures
         ]
-        self._hidden = {
-            index: torch.zeros(3, self.n_layers + 1, hooks.d_model, device=device) for index, _ in self.means
-        }
-        self._norms = {index: torch.zeros(self.n_layers + 1, device=device) for index, _ in self.means}
+        self._hidden = {index: zeros(3, self.n_layers + 1, hooks.d_model) for index, _ in self.means}
+        self._norms = {index: zeros(self.n_layers + 1) for index, _ in self.means}
 
     def _sharing(self, device: torch.device) -> list[tuple[Tensor, set[int], list[int]]]:
         """(directions, layers, rows of the pass) of each set of directions that readings hold."""

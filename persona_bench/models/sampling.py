@@ -70,7 +70,9 @@ def sample(logits: Tensor, settings: Sequence[Sampling], draws: Sequence[float])
     best = logits.argmax(-1)
     if all(greedy):
         return best
-    temperatures = torch.tensor([item.temperature or 1.0 for item in settings], device=logits.device)
+    temperatures = torch.tensor(
+        [item.temperature or 1.0 for item in settings], dtype=torch.float32, device=logits.device
+    )
     probabilities = torch.softmax(logits / temperatures[:, None], -1)
     for row, item in enumerate(settings):
         if not greedy[row] and (item.top_p < 1 or item.top_k):

@@ -83,10 +83,10 @@ class _Stage:
     """Buffers for the k-th intervention of each slot at one layer."""
 
     def __init__(self, n_slots: int, d_model: int, device: torch.device) -> None:
-        self.add = torch.zeros(n_slots, 1, d_model, device=device)
-        self.axis = torch.zeros(n_slots, 1, d_model, device=device)
-        self.low = torch.full((n_slots, 1, 1), -math.inf, device=device)
-        self.high = torch.full((n_slots, 1, 1), math.inf, device=device)
+        self.add = torch.zeros(n_slots, 1, d_model, dtype=torch.float32, device=device)
+        self.axis = torch.zeros(n_slots, 1, d_model, dtype=torch.float32, device=device)
+        self.low = torch.full((n_slots, 1, 1), -math.inf, dtype=torch.float32, device=device)
+        self.high = torch.full((n_slots, 1, 1), math.inf, dtype=torch.float32, device=device)
         self.code = torch.zeros(n_slots, dtype=torch.long, device=device)
         self.adding: set[int] = set()
         self.clamping: set[int] = set()
@@ -240,7 +240,9 @@ class ResidualHooks:
         self.decode_projections = (
             None
             if decode_directions is None
-            else torch.zeros(self.n_layers + 1, high - low, decode_directions.shape[1], device=self.device)
+            else torch.zeros(
+                self.n_layers + 1, high - low, decode_directions.shape[1], dtype=torch.float32, device=self.device
+            )
         )
 
     def end(self) -> None:

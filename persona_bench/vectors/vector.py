@@ -85,7 +85,7 @@ class PersonaVector:
 
     def _random(self, seed: int) -> Tensor:
         persona = self.directions["persona"]
-        noise = torch.randn(persona.shape, generator=torch.Generator().manual_seed(7919 + seed))
+        noise = torch.randn(persona.shape, dtype=torch.float32, generator=torch.Generator().manual_seed(7919 + seed))
         scaled: Tensor = noise / noise.norm(dim=1, keepdim=True) * persona.norm(dim=1, keepdim=True)
         return scaled
 
@@ -113,7 +113,7 @@ class PersonaVector:
     def refusal_cosines(self) -> Tensor:
         """`(n_layers + 1,)`: cosine of the persona direction with the refusal direction, NaN where it is unknown."""
         if "refusal" not in self.directions:
-            return torch.full((self.n_layers + 1,), torch.nan)
+            return torch.full((self.n_layers + 1,), torch.nan, dtype=torch.float32)
         return torch.nn.functional.cosine_similarity(self.directions["persona"], self.directions["refusal"])
 
     def save(self, path: Path) -> None:
