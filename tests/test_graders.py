@@ -1133,7 +1133,9 @@ def test_the_order_is_that_of_the_file_whoever_answers_first(tmp_path: Path, mon
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line is read when its chunk begins, and what was said about the last chunk is gone by then."""
     from inspect_ai.event import ModelEvent
+    from inspect_ai.log import transcript
 
+    transcript()  # the caller has a transcript, as after any use of Inspect in this process
     monkeypatch.setattr(judging, "CHUNK", 4)
     read: list[int] = []
     answered: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import csv
 import math
 import re
@@ -83,7 +84,8 @@ def judge_file(
                     progress(f"{done} answers judged")
 
     with atomic_path(target) as temporary:
-        asyncio.run(write(temporary))
+        # In a context of its own: where the caller has a transcript, Inspect keeps every call there.
+        contextvars.Context().run(lambda: asyncio.run(write(temporary)))
     return counts
 
 
