@@ -117,6 +117,7 @@ def collect(
             if task == "trait_monitoring":
                 rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
                 rows["tokens"] += [row for sample in log.samples or [] for row in _token_rows(sample)]
+        rows["panel"] += [{**row, "eval": task, "log": name} for s in log.samples or [] for row in _panel_rows(s)]
     rows["mmlu"] = _once(rows["mmlu"])
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
@@ -187,6 +188,22 @@ def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
         "trait_score": judged["raw_trait"] if judged["status"] == "incoherent" else judged["trait_score"],
         "method": methods[0] if methods else "",
     }
+
+
+def _panel_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
+    """What each grader of a panel said of each response of a sample."""
+    score = (sample.scores or {}).get("trait_judge")
+    metadata = (score.metadata if score is not None else None) or {}
+    for number, judged in enumerate(metadata.get("turns") or [metadata]):
+        for member, status, trait_score in judged.get("panel", ()):
+            yield {
+                "trait": sample.metadata["trait"],
+                "sample_id": f"{sample.id}-e{sample.epoch}-t{number}",
+                "question_id": sample.metadata["question_id"],
+                "member": member,
+                "status": status,
+                "trait_score": math.nan if trait_score is None else trait_score,
+            }
 
 
 def _elicitation_rows(name: str, log: EvalLog, rule: Filter) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ from persona_bench.analysis.grouping import (
     spread,
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
+from persona_bench.analysis.panel import panel_rows
 from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
@@ -61,6 +62,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
         *("trait_score", "status", "coherence", "log"),
     ),
+    "panel": ("eval", "trait", "sample_id", "question_id", "member", "status", "trait_score", "log"),
     "elicitation": (
         *("trait", "side", "pair", "question_id", "epoch", "status", "trait_score", "coherence"),
         *("kept", "drop_reason", "log"),
@@ -103,6 +105,10 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("trait", "grader", "method", "kind", *_COUNTS, "mean_level"),
         *_with_interval("trait_score", "right", "auroc"),
         "log",
+    ),
+    "judge_panel": (
+        *("trait", "eval", "first", "second", "n", "n_unscored", *_with_interval("same_outcome"), "n_scored"),
+        *(*_with_interval("spearman", "kappa", "difference"), "log"),
     ),
     "elicitation": (
         *("trait", "side", *_COUNTS),
@@ -164,6 +170,7 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 _SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "source", "grader", "method", "half"),
     "judge_cases": ("trait", "kind", "grader", "method"),
+    "judge_panel": ("trait", "eval", "first", "second"),
     "elicitation": ("trait", "side"),
     "steering": ("trait", "half", "vector", "layer", "coefficient"),
     "steering_choice": ("trait", "sign"),
@@ -179,7 +186,7 @@ _SORT: Mapping[str, tuple[str, ...]] = {
 }
 _TEXT = frozenset(
     "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
-    "sample_id token scoring warning vector_id log "
+    "sample_id token scoring warning vector_id log eval first second "
     "claim statement paper_value verdict section rule question_id".split()
 )
 
@@ -207,6 +214,7 @@ class Samples:
         mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
+        panel: what each grader of a panel said of each response of an eval; empty with a single grader.
 
     Raises:
         DataError: a frame lacks a column.
@@ -220,6 +228,7 @@ class Samples:
     mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
+    panel: pd.DataFrame = field(default_factory=lambda: _empty("panel"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -266,6 +275,7 @@ def build_tables(
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "judge_cases": _judge_cases(samples.judge, draw),
+        "judge_panel": _frame("judge_panel", list(panel_rows(samples.panel, draw))),
         "elicitation": _elicitation_table(samples.elicitation, draw),
         "steering": steering,
         "steering_choice": choice,
