@@ -83,6 +83,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
         *("warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 """The columns that each sample frame must have."""
 
@@ -154,6 +155,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -176,9 +178,10 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
+    "cosines": ("trait", "other", "layer"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring warning vector_id log "
     "claim statement paper_value verdict section rule question_id".split()
 )
@@ -207,6 +210,7 @@ class Samples:
         mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
+        cosines: one row a layer and ordered pair of traits; `width` is the number of entries of a vector.
 
     Raises:
         DataError: a frame lacks a column.
@@ -220,6 +224,7 @@ class Samples:
     mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
+    cosines: pd.DataFrame = field(default_factory=lambda: _empty("cosines"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -272,6 +277,7 @@ def build_tables(
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
         "mmlu": _mmlu_table(samples.mmlu, draw),
         "vectors": _vector_table(samples.vectors),
+        "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
