@@ -76,6 +76,7 @@
       copy.src = source.src;
       copy.alt = source.alt;
       copy.hidden = false;
+      box.querySelector(".plain").hidden = true;
     });
   });
   // A printed page shows what the screen shows, and the tables that fold open.
