@@ -171,7 +171,7 @@ def test_text_from_strangers_is_escaped(tmp_path):
     assert "<script>" not in outside and "@one" not in outside
     for line in outside.splitlines():
         if line.startswith("| C1"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 10
+            assert len(re.findall(r"(?<!\\)\|", line)) == 9
 
 
 def test_a_judge_under_the_gate_is_a_warning(tmp_path):

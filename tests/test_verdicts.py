@@ -242,6 +242,56 @@ def test_missing_controls_and_layers(samples):
     assert one(verdicts(half), "C1-steering-induces")["verdict"] == "not run"
 
 
+def test_many_shot_has_verdicts_of_its_own(samples):
+    """Samples under examples decide the many-shot claims and no other; the ladder's are as they were."""
+    ladder = samples.monitoring[samples.monitoring["condition"] == "ladder"]
+    shots = ladder.assign(condition="many_shot", sample_id="shots-" + ladder["sample_id"])
+    noise = np.random.default_rng(1).permutation(shots["trait_score"])
+    read = samples.projections.assign(sample_id="shots-" + samples.projections["sample_id"])
+    projections = pd.concat([samples.projections, read])
+    both = dataclasses.replace(samples, monitoring=pd.concat([samples.monitoring, shots]), projections=projections)
+    alike, plain = verdicts(both), verdicts(samples)
+    for ours, theirs in (("C7-many-shot-overall", "C3-"), ("C8-many-shot-within", "C4-")):
+        assert one(plain, ours)["verdict"] == "not run" and "under many_shot" in one(plain, ours)["reason"]
+        (same,) = [row for _, row in alike.iterrows() if row["claim"].startswith(theirs)]
+        assert one(alike, ours)["verdict"] == "supported"
+        assert one(alike, ours)["estimate"] == pytest.approx(same["estimate"])
+    spoilt = pd.concat([samples.monitoring, shots.assign(trait_score=noise)])
+    other = verdicts(dataclasses.replace(both, monitoring=spoilt))
+    assert one(other, "C7-many-shot-overall")["verdict"] != "supported"
+    assert one(other, "C3-monitoring-overall")["verdict"] == "supported"
+
+
+def test_a_correlation_inside_prompts_alone_is_not_mostly_between():
+    world = dataclasses.replace(ONE, rung_effect=0.0, within=12.0, questions=16)
+    found = one(verdicts(make_samples(world)), "L2-monitoring-mostly-between")
+    assert found["verdict"] != "supported" and found["estimate"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("cosine", "verdict"), [(0.4, "supported"), (-0.4, "contradicted"), (0.05, "inconclusive"), (-0.05, "inconclusive")]
+)
+def test_cosines_go_by_the_sign_of_the_papers(cosine, verdict):
+    """3 / sqrt(576) = 0.125 is what random directions stay under."""
+    base = Samples(vectors=make_samples(World(traits=("evil", "optimistic"))).vectors)
+    for traits, sign in ((("evil", "sycophancy"), 1), (("evil", "optimistic"), -1)):
+        world = World(traits=traits, cosine=sign * cosine)
+        made = make_samples(world)
+        claims = verdicts(dataclasses.replace(base, vectors=made.vectors, cosines=made.cosines))
+        found = claims[claims["claim"] == "V1-cosines"]
+        assert set(found["verdict"]) == {verdict} and set(found["trait"]) == set(traits)
+        assert found["estimate"].to_numpy() == pytest.approx(cosine)
+    alone = one(verdicts(Samples(vectors=make_samples(ONE).vectors)), "V1-cosines")
+    assert alone["verdict"] == "not testable" and "no vector of" in alone["reason"]
+
+
+def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(claims):
+    rest = claims[~claims["claim"].isin(list(vd._RULES))]
+    assert len(rest) > 30 and (rest["verdict"] == "not run").all() and rest["estimate"].isna().all()
+    for _, row in rest.iterrows():
+        assert claim(row["claim"]).eval in row["reason"]
+
+
 def test_flat_scores_cannot_be_monitored(samples):
     flat = samples.monitoring.assign(trait_score=50.0)
     claims = verdicts(dataclasses.replace(samples, monitoring=flat))

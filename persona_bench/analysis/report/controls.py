@@ -106,9 +106,11 @@ def _vector(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.
     at = vectors[(vectors["trait"] == trait) & (vectors["chosen"].astype(str) == "True")]
     if claim.id.startswith("V1") and len(at):
         rows = tables["cosines"]
-        rows = rows[(rows["trait"] == trait) & (rows["layer"] == at["layer"].iloc[0])]
-        return rows[["other", "layer", "cosine", "width"]]
-    return at[["layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative", "vector_id"]]
+        beside = rows[(rows["trait"] == trait) & (rows["layer"] == at["layer"].iloc[0])]
+        return pd.DataFrame(beside[["other", "layer", "cosine", "width"]])
+    return pd.DataFrame(
+        at[["layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative", "vector_id"]]
+    )
 
 
 def _judge(_claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

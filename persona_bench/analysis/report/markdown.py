@@ -3,6 +3,7 @@
 import html
 import os
 import re
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,6 +11,8 @@ import pandas as pd
 
 from persona_bench.analysis.report.content import Block, ClaimRow, Code, Image, Items, Report, Text, number
 
+MOST_ROWS = 12
+"""A longer table is cut: a comment on a pull request holds 65,536 characters."""
 _MARKUP = re.compile(r"([\\`*_\[\]|!~$#])")
 
 
@@ -37,8 +40,10 @@ def _md_block(block: Block, folder: Path) -> str:
     if isinstance(block, Image):
         where = Path(os.path.relpath(block.path, folder)).as_posix()
         return f"![{_md(block.alt)}]({quote(where)})"
-    note = f"\n\n{_md(block.note)}" if block.note else ""
-    return _folded(block.title, f"{_md_table(block.frame)}{note}")
+    note = block.note
+    if len(block.frame) > MOST_ROWS:
+        note = f"The first {MOST_ROWS} rows; report.html has more, and the CSV file all."
+    return _folded(block.title, "\n\n".join(filter(None, (_md_table(block.frame.head(MOST_ROWS)), _md(note)))))
 
 
 def _folded(title: str, inside: str) -> str:
@@ -63,29 +68,41 @@ def _claims(rows: list[ClaimRow]) -> str:
             "paper": [row.paper for row in rows],
             "reason": [row.reason for row in rows],
             "p (Holm)": [number(row.p_holm) for row in rows],
-            "log": ["; ".join(row.logs) for row in rows],
         }
     )
     return _md_table(table)
 
 
-def _details(row: ClaimRow) -> str:
-    """Statement, rule, controls and command of one verdict."""
-    parts = [f"**{_md(row.id)}, {_md(row.trait)}: {_md(row.verdict)}**. {_md(row.statement)}"]
-    if row.claim is not None:
+def _details(rows: list[ClaimRow]) -> str:
+    """Statement and rule of one claim, then the controls and the command of each of its verdicts."""
+    first = rows[0]
+    parts = [f"**{_md(first.id)}**: {_md(first.statement)}"]
+    if first.claim is not None:
         facts = (
-            ("Section", row.claim.section),
-            ("Statistic", row.claim.statistic),
-            ("Rule", row.claim.rule),
-            ("Not testable when", row.claim.not_testable_when),
-            ("Samples needed", str(row.claim.min_n)),
+            ("Section", first.claim.section),
+            ("Statistic", first.claim.statistic),
+            ("Rule", first.claim.rule),
+            ("Not testable when", first.claim.not_testable_when),
+            ("Samples needed", str(first.claim.min_n)),
         )
         parts.append("\n".join(f"- {name}: {_md(value)}" for name, value in facts))
-    if len(row.controls):
-        parts.append(_md_table(row.controls))
-    if row.command:
-        parts.append(_fenced(row.command))
+    for row in rows:
+        logs = f" Logs: {_md('; '.join(row.logs))}." if row.logs else ""
+        parts.append(f"{_md(row.trait)}, {_md(row.verdict)}: {_md(row.spread)}, n {row.n}.{logs}")
+        parts += [_md_table(row.controls)] if len(row.controls) else []
+        parts += [_fenced(row.command)] if row.command else []
     return "\n\n".join(parts)
+
+
+def _left(rows: list[ClaimRow]) -> str:
+    """What was not run, a line a claim and reason."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        lines.setdefault((row.id, row.statement, row.reason), []).append(row.trait)
+    return "\n".join(
+        f"- **{_md(claim_id)}** ({_md(', '.join(traits))}): {_md(statement)} {_md(reason.capitalize())}."
+        for (claim_id, statement, reason), traits in lines.items()
+    )
 
 
 def markdown(report: Report, folder: Path) -> str:
@@ -95,8 +112,10 @@ def markdown(report: Report, folder: Path) -> str:
     parts = [f"# {_md(report.title)}"]
     parts += [f"> **Warning:** {_md(text)}" for text in report.warnings]
     parts += ["## Claims", f"{_md(report.tally.capitalize())}.", _claims(ran)]
-    parts += [_folded("Rule, controls and command of each verdict", "\n\n".join(map(_details, ran)))] if ran else []
-    parts += [_folded(f"Not run ({len(rest)})", _claims(rest))] if rest else []
+    if ran:
+        by_claim = [_details(list(rows)) for _, rows in groupby(ran, key=lambda row: row.id)]
+        parts.append(_folded("Rules, controls, logs and commands", "\n\n".join(by_claim)))
+    parts += [_folded(f"Not run ({len(rest)})", _left(rest))] if rest else []
     for section in report.sections:
         parts.append(f"## {_md(section.title)}")
         parts += [_md_block(block, folder) for block in section.blocks]
