@@ -38,7 +38,7 @@ def test_every_claim_says_how_it_is_decided():
     ("claim_id", "trait", "values"),
     [
         ("C3-monitoring-overall", "sycophancy", ["0.798 (model not found)"]),
-        ("C8-many-shot-within", "hallucination", ["0.4 (model not found)"]),
+        ("C9-many-shot-within", "hallucination", ["0.4 (model not found)"]),
         ("F1-shift-own-trait", "apathetic", [f"0.839 ({QWEN})", f"0.936 ({LLAMA})"]),
         ("D1-difference-tells-shift", "hallucination", [f"0.408 ({QWEN})", f"0.593 ({LLAMA})"]),
         ("D4-no-generation-needed", "evil", [f"0.931 ({QWEN})"]),

@@ -251,14 +251,14 @@ def test_many_shot_has_verdicts_of_its_own(samples):
     projections = pd.concat([samples.projections, read])
     both = dataclasses.replace(samples, monitoring=pd.concat([samples.monitoring, shots]), projections=projections)
     alike, plain = verdicts(both), verdicts(samples)
-    for ours, theirs in (("C7-many-shot-overall", "C3-"), ("C8-many-shot-within", "C4-")):
+    for ours, theirs in (("C8-many-shot-overall", "C3-"), ("C9-many-shot-within", "C4-")):
         assert one(plain, ours)["verdict"] == "not run" and "under many_shot" in one(plain, ours)["reason"]
         (same,) = [row for _, row in alike.iterrows() if row["claim"].startswith(theirs)]
         assert one(alike, ours)["verdict"] == "supported"
         assert one(alike, ours)["estimate"] == pytest.approx(same["estimate"])
     spoilt = pd.concat([samples.monitoring, shots.assign(trait_score=noise)])
     other = verdicts(dataclasses.replace(both, monitoring=spoilt))
-    assert one(other, "C7-many-shot-overall")["verdict"] != "supported"
+    assert one(other, "C8-many-shot-overall")["verdict"] != "supported"
     assert one(other, "C3-monitoring-overall")["verdict"] == "supported"
 
 

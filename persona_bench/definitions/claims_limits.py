@@ -75,7 +75,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="What was shown on two models need not hold on another.",
         section="Stated limits: models and traits",
         eval=_EVAL,
-        statistic="share of the decided verdicts of C1 to C8, over the run's traits, that are not supported",
+        statistic="share of the decided verdicts of C1 to C9, over the run's traits, that are not supported",
         rule=(
             "Supported (the limit bites) if the lower end of the share's 95 % Wilson interval is over 0.2; "
             "contradicted if the upper end is under it; otherwise inconclusive."

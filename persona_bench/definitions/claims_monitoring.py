@@ -42,7 +42,7 @@ CLAIMS: tuple[Claim, ...] = (
         condition="ladder",
     ),
     Claim(
-        id="C7-many-shot-overall",
+        id="C8-many-shot-overall",
         statement="The projection of the last prompt token tells the trait score of the answer across example counts.",
         section="Monitoring prompt-induced shifts (many-shot)",
         eval="trait_monitoring",
@@ -59,7 +59,7 @@ CLAIMS: tuple[Claim, ...] = (
         condition="many_shot",
     ),
     Claim(
-        id="C8-many-shot-within",
+        id="C9-many-shot-within",
         statement="The projection also tells the trait score apart among answers after equally many examples.",
         section="Monitoring prompt-induced shifts (many-shot)",
         eval="trait_monitoring",

@@ -85,7 +85,7 @@ CLAIMS: tuple[Claim, ...] = (
         judged=False,
     ),
     Claim(
-        id="C9-response-mean-steers-best",
+        id="C10-response-mean-steers-best",
         statement="Of the ways to make a vector, the mean over response tokens steers best.",
         section="Extraction of vectors",
         eval="stated_limits",

@@ -26,8 +26,8 @@ _FIGURE_OF = {
     "M1-monitoring-beats-text": "roc_{}",
     "C5-steering-costs-capability": "mmlu",
     "C6-steering-costs-coherence": "steering_{}",
-    "C7-many-shot-overall": "monitoring_{}_many_shot",
-    "C8-many-shot-within": "monitoring_{}_many_shot",
+    "C8-many-shot-overall": "monitoring_{}_many_shot",
+    "C9-many-shot-within": "monitoring_{}_many_shot",
     "L2-monitoring-mostly-between": "monitoring_{}",
 }
 _TABLES = {

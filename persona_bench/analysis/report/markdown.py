@@ -90,7 +90,8 @@ def _details(rows: list[ClaimRow]) -> str:
         logs = f" Logs: {_md('; '.join(row.logs))}." if row.logs else ""
         parts.append(f"{_md(row.trait)}, {_md(row.verdict)}: {_md(row.spread)}, n {row.n}.{logs}")
         parts += [_md_table(row.controls)] if len(row.controls) else []
-        parts += [_fenced(row.command)] if row.command else []
+    if first.command:
+        parts.append(f"{_md(first.trait)} again (other traits alike):\n\n{_fenced(first.command)}")
     return "\n\n".join(parts)
 
 
