@@ -226,6 +226,8 @@ def _timeline(
 
 def _traces(tokens: pd.DataFrame, trait: str, colour: str, caption: Caption) -> "Figure":
     """Projection token by token over responses to one question, under the weakest and the strongest condition."""
+    from matplotlib.ticker import MaxNLocator
+
     ladder = tokens[tokens["condition"] == "ladder"]
     tokens = ladder if len(ladder) else tokens
     condition, layer = str(tokens["condition"].iloc[0]), float(tokens["layer"].iloc[0])
@@ -240,7 +242,7 @@ def _traces(tokens: pd.DataFrame, trait: str, colour: str, caption: Caption) -> 
     figure = new_figure(3.8)
     axes = figure.subplots()
     draw_trace(axes, lines.assign(message=np.nan, role=""), ("#000000", colour))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"Token by token: {flat_text(trait)}, layer {layer:g}")
     axes.set_xlabel("token of the response")
     put_legend(figure, axes)
