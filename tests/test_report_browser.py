@@ -108,7 +108,7 @@ def test_a_row_opens_by_key_with_figure_controls_logs_and_command(browser, repor
         assert part in text, part
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 800, 1280])
 def test_every_picture_has_words_and_nothing_overflows(browser, report, width):
     browser.open(report, width, 844)
     choose(browser, "by-verdict", "")
@@ -120,6 +120,8 @@ def test_every_picture_has_words_and_nothing_overflows(browser, report, width):
     assert browser.ask(bare) == []
     assert browser.ask("[...document.querySelectorAll('svg')].every(one => one.getAttribute('aria-label'))")
     assert browser.ask(f"{SHOWN}.every(body => body.getBoundingClientRect().right <= {width})")
+    spilt = "[...document.querySelectorAll('.verdict')].filter(one => one.offsetWidth > one.parentElement.clientWidth)"
+    assert browser.ask(f"{spilt}.length") == 0
     assert browser.complaints == []
 
 

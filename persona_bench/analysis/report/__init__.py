@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from persona_bench.analysis.report.content import make_report
-from persona_bench.analysis.report.markdown import markdown
-from persona_bench.analysis.report.page import page
+from persona_bench.analysis.report.markdown import markdown_text
+from persona_bench.analysis.report.page import html_page
 from persona_bench.files import write_atomic
 
 __all__ = ["write_report"]
@@ -41,6 +41,6 @@ def write_report(
     """
     report = make_report(run, tables, claims, figures)
     paths = folder / "report.md", folder / "report.html"
-    write_atomic(paths[0], markdown(report, folder))
-    write_atomic(paths[1], page(report))
+    write_atomic(paths[0], markdown_text(report, folder))
+    write_atomic(paths[1], html_page(report))
     return paths

@@ -106,7 +106,7 @@ def _left(rows: list[ClaimRow]) -> str:
     )
 
 
-def markdown(report: Report, folder: Path) -> str:
+def markdown_text(report: Report, folder: Path) -> str:
     """The report as Markdown; pictures are linked as they lie relative to `folder`."""
     ran = [row for row in report.rows if row.verdict != "not run"]
     rest = [row for row in report.rows if row.verdict == "not run"]

@@ -18,7 +18,7 @@ _STRIP = (4.0, 116.0)
 """Left and right end of an interval's strip, in its own units."""
 
 
-def page(report: Report) -> str:
+def html_page(report: Report) -> str:
     """The whole page, without anything from outside.
 
     Its content policy names the hashes of its one style and one script: what a text might smuggle in does not run.
