@@ -83,6 +83,7 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
     )
     folder = pipeline.run_folder(settings, out)
     if pipeline.finished(settings, out) is not None:
+        _print_claims(folder / "claims.csv")
         click.echo(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
         return
     held = pipeline.run(settings, out, _say, shlex.join(["persona-bench", *sys.argv[1:]]))
@@ -93,29 +94,12 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
 
 
 def _print_claims(path: Path) -> None:
-    import pandas as pd
     from rich.console import Console
-    from rich.table import Table
 
-    claims = pd.read_csv(path, keep_default_na=False)
-    table = Table(title="Claims")
-    for column in ("claim", "trait", "estimate", "interval", "n", "paper", "verdict", "reason"):
-        table.add_column(column, overflow="fold")
-    for row in claims.to_dict("records"):
-        interval = f"{_short(row['ci_low'])} to {_short(row['ci_high'])}" if row["ci_low"] != "" else ""
-        table.add_row(
-            *map(str, (row["claim"], row["trait"], _short(row["estimate"]), interval, row["n"], row["paper_value"])),
-            str(row["verdict"]),
-            str(row["reason"]),
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    from persona_bench.analysis.terminal import print_claims, read_claims
 
-
-def _short(value: Any) -> str:
-    try:
-        return f"{float(value):.3g}"
-    except ValueError:
-        return str(value)
+    # Where nobody looks (a pipe, a log) the lines are as long as in a plain terminal.
+    print_claims(read_claims(path), Console(width=None if sys.stdout.isatty() else 80, highlight=False))
 
 
 @main.command()

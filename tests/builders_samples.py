@@ -29,6 +29,7 @@ class World:
     mmlu: float = 0.45  # unsteered accuracy
     mmlu_cost: float = 0.6  # accuracy lost a unit of |dose|
     refusal_cosine: float = 0.1
+    cosine: float = 0.4  # of every two traits' vectors
     questions: int = 10  # a half
     epochs: int = 2
     layers: tuple[int, ...] = (8, 12)
@@ -244,6 +245,11 @@ def _vectors(w: World) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _cosines(w: World) -> pd.DataFrame:
+    rows = [(a, b, layer, w.cosine, 576) for a in w.traits for b in w.traits if a != b for layer in range(1, 17)]
+    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS["cosines"]))
+
+
 def make_samples(world: World | None = None) -> Samples:
     """All frames of a simulated run."""
     w = world or World()
@@ -253,7 +259,7 @@ def make_samples(world: World | None = None) -> Samples:
     mmlu = _mmlu(w, rng)
     turns, read, tokens = _drift(w, rng)
     monitoring, projections = pd.concat([monitoring, turns]), pd.concat([projections, read])
-    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens)
+    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, _cosines(w))
 
 
 def make_null_run(base: Samples, world: World) -> Samples:

@@ -72,6 +72,8 @@ def _figures(
     tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str], caption: Caption
 ) -> Iterator[tuple[str, "Figure"]]:
     claims = tables.get("claims", pd.DataFrame())
+    # Claims that nothing was run for would fill the page with empty cells; the report lists them.
+    claims = claims[claims["verdict"] != "not run"] if len(claims) else claims
     if len(claims):
         yield "claims", _claims_figure(claims, caption)
     for trait in named_traits(tables["steering"]):

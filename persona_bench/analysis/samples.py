@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.monitoring import SIGNALS
@@ -121,6 +122,7 @@ def collect(
     rows["mmlu"] = _once(rows["mmlu"])
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
+        rows["cosines"] += [row for other in vectors for row in _cosine_rows(vector, other)]
     return Samples(**{name: _frame(name, items) for name, items in rows.items()})
 
 
@@ -305,6 +307,22 @@ def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
             "correct": math.nan if correct is None else float(correct),
             "margin": math.nan if margin is None else float(margin),
             "status": "unscored" if correct is None else "scored",
+        }
+
+
+def _cosine_rows(vector: PersonaVector, other: PersonaVector) -> Iterator[dict[str, Any]]:
+    """The cosine of two traits' persona directions at every layer that is steered."""
+    if vector.trait == other.trait:
+        return
+    ours, theirs = vector.directions["persona"], other.directions["persona"]
+    cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
+    for layer in range(1, vector.n_layers + 1):
+        yield {
+            "trait": vector.trait,
+            "other": other.trait,
+            "layer": layer,
+            "cosine": float(cosines[layer]),
+            "width": ours.shape[1],
         }
 
 

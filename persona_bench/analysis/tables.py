@@ -85,6 +85,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
         *("warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 """The columns that each sample frame must have."""
 
@@ -160,6 +161,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -183,9 +185,10 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
+    "cosines": ("trait", "other", "layer"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring warning vector_id log eval first second "
     "claim statement paper_value verdict section rule question_id".split()
 )
@@ -215,6 +218,7 @@ class Samples:
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
         panel: what each grader of a panel said of each response of an eval; empty with a single grader.
+        cosines: one row a layer and ordered pair of traits; `width` is the number of entries of a vector.
 
     Raises:
         DataError: a frame lacks a column.
@@ -229,6 +233,7 @@ class Samples:
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
     panel: pd.DataFrame = field(default_factory=lambda: _empty("panel"))
+    cosines: pd.DataFrame = field(default_factory=lambda: _empty("cosines"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -282,6 +287,7 @@ def build_tables(
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
         "mmlu": _mmlu_table(samples.mmlu, draw),
         "vectors": _vector_table(samples.vectors),
+        "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
