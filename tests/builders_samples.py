@@ -259,7 +259,7 @@ def make_samples(world: World | None = None) -> Samples:
     mmlu = _mmlu(w, rng)
     turns, read, tokens = _drift(w, rng)
     monitoring, projections = pd.concat([monitoring, turns]), pd.concat([projections, read])
-    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, _cosines(w))
+    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, cosines=_cosines(w))
 
 
 def make_null_run(base: Samples, world: World) -> Samples:
