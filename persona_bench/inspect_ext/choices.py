@@ -30,7 +30,8 @@ def right_choice(keys: Sequence[str]) -> Scorer:
         value: dict[str, str | int | float | bool | None] = {}
         for name in keys:
             correct, margin = _measured(name, answers.get(name), LETTERS.index(target.text))
-            value |= {name: correct, f"{name}_margin": margin}
+            value |= {} if name.startswith("likelihood") else {name: correct}
+            value |= {} if name.startswith("generation") else {f"{name}_margin": margin}
         outcomes = {name: answer["outcome"] for name, answer in answers.items()}
         return Score(value=value, answer=state.output.completion, metadata={"outcomes": outcomes})
 
