@@ -75,7 +75,7 @@ def mmlu_preservation(
     keys = sorted({key(way, count) for _, how in sets for way, count in how})
     return Task(
         dataset=MemoryDataset(samples, name="mmlu"),
-        solver=answer_choices({subject: [_example(item) for item in items] for subject, items in mmlu.examples.items()}),
+        solver=answer_choices({subject: [example(item) for item in items] for subject, items in mmlu.examples.items()}),
         scorer=right_choice(keys),
         metadata={
             "trait": loaded.name,
@@ -108,7 +108,8 @@ def _sample(
     )
 
 
-def _example(question: Question) -> dict[str, Any]:
+def example(question: Question) -> dict[str, Any]:
+    """A solved question as the solver takes it."""
     held = asdict(question)
     return {name: held[name] for name in ("text", "options", "answer")}
 

@@ -53,7 +53,7 @@ _TABLES = {
     "monitoring": "Monitoring: projections and baselines against the trait score",
     "monitoring_rungs": "Monitoring: means by condition",
     "drift": "Drifting conversations: how early the alarm comes",
-    "mmlu": "MMLU, a row a cell",
+    "mmlu": "Capability: MMLU and second opinions, a row a cell",
     "vectors": "The vectors, a row a layer",
 }
 _METHOD = (

@@ -23,11 +23,11 @@ FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 Way = Literal["letter", "cloze", "likelihood", "generation"]
 WAYS: tuple[Way, ...] = get_args(Way)
-"""How a multiple-choice question is answered. `likelihood` compares nothing: it is for questions with true answers only."""
+"""How a multiple-choice question is answered; `likelihood` compares nothing, where all are true."""
 LIKELIHOOD_WAYS: tuple[Way, ...] = ("letter", "cloze", "likelihood")
 """Those for which nothing is generated."""
 
 ChoiceOutcome = Literal["scored", "no_answer", "too_long", "unscored"]
 CHOICE_OUTCOMES: tuple[ChoiceOutcome, ...] = get_args(ChoiceOutcome)
-"""What becomes of a multiple-choice question; `no_answer` (no letter was said) counts as not right, the last two have no
-number: the question is longer than the model's context, or there is no result."""
+"""What becomes of a multiple-choice question; `no_answer` (no letter was said) counts as not right, the last two have
+no number: the question is longer than the model's context, or there is no result."""

@@ -1,4 +1,4 @@
-"""Answering multiple-choice questions: by likelihood of letters or texts, or by generating as Inspect's own recipe does.
+"""Answering multiple-choice questions: by likelihood of letters or texts, or by generating as Inspect's own recipe.
 
 A sample says in `metadata["asked"]` in which ways and after how many examples its question is put; what came of each
 stands in `metadata["answers"]` under its key (`cloze_0`, `generation_5`, ...).

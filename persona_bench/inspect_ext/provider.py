@@ -134,7 +134,8 @@ class PersonaAPI(ModelAPI):
     ) -> ModelOutput:
         """Generate, or score the items of `extra_args.score`; see `requests` for what may be asked.
 
-        Scores stand in the order of the items; that of an item longer than the context is None. A conversation that leaves no room in the context gets an empty answer with stop reason `model_length`.
+        Scores stand in the order of the items; that of an item longer than the context is None. A conversation that
+        leaves no room in the context gets an empty answer with stop reason `model_length`.
         """
         if tools:
             raise ModelError("the persona provider runs no tools; use a task without them")

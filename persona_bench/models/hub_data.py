@@ -15,7 +15,9 @@ from persona_bench.errors import AssetError, DataError
 from persona_bench.models.assets import HUB_TIMEOUT_S, UnavailableError, ask_hub, first_line, forced_source
 
 _log = logging.getLogger(__name__)
-_refused: dict[str, str] = {}  # asked once a process: what cannot be reached stays so for a run, and each try takes time
+_refused: dict[
+    str, str
+] = {}  # asked once a process: what cannot be reached stays so for a run, and each try takes time
 
 
 @dataclass(frozen=True)
