@@ -320,25 +320,23 @@ def bench(
 
 
 def _few_shot(model: str, n: int, repeats: int) -> dict[str, Any]:
-    """Time both ways of scoring `n` MMLU questions, by letter and by cloze, behind the examples of an eval."""
+    """Time scoring `n` MMLU questions, by letter and by cloze, behind the examples that the eval puts before them."""
     from evals.mmlu_preservation.dataset import load_mmlu
     from evals.mmlu_preservation.mmlu_preservation import example
     from persona_bench.inspect_ext.answering import likelihood_items
     from persona_bench.inspect_ext.benchmark import measure_sharing
 
     held = load_mmlu(n, seed=0, examples=True)
-    items = [
-        item
-        for question in held.questions
-        for way in ("letter", "cloze")
-        for item in likelihood_items(
-            way,
-            question.text,
-            question.options,
-            [example(solved) for solved in held.examples.get(question.subject) or held.examples.get("", ())],
-        )
-    ]
-    return {"questions": len(held.questions), "source": held.source, **measure_sharing(model, items, repeats, _say)}
+    shown = {subject: [example(solved) for solved in items] for subject, items in held.examples.items()}
+    figures: dict[str, Any] = {"source": held.source, "ratios": {}}
+    for way in ("letter", "cloze"):
+        items = [
+            likelihood_items(way, asked.text, asked.options, shown.get(asked.subject) or shown.get("") or [])
+            for asked in held.questions
+        ]
+        figures[way] = measure_sharing(model, items, repeats, _say)
+        figures["ratios"][f"whole / shared examples, {way}"] = figures[way].pop("ratio")
+    return figures
 
 
 @main.group()

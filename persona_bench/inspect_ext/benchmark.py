@@ -13,50 +13,64 @@ from persona_bench.inspect_ext.provider import PersonaAPI
 from persona_bench.inspect_ext.requests import ScoreItem
 from persona_bench.models.engine import Engine, Row
 
-SLICE = 25  # items timed at a time
+SLICE = 25  # questions timed at a time
+SAMPLED = 5  # of which so many are also scored as a whole
 
 
-def measure_sharing(model: str, items: Sequence[ScoreItem], repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds to score items with the prefixes they share prefilled once, with every row as a whole, and their ratio.
+def measure_sharing(
+    model: str, questions: Sequence[Sequence[ScoreItem]], repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Seconds to score questions with what they share prefilled once, and each row as a whole, and their ratio.
 
-    The shared side starts each round without anything kept, so that prefilling the examples is part of its time. Every
-    round goes through the items in slices and times both on a slice before the next, so that a slow spell of the
-    machine hits both alike. A slice's figure is its fastest round, a variant's the sum of them.
+    The shared side begins every round with nothing kept, so that prefilling the examples is part of its time. Rows as
+    a whole are a sample of each slice, and their time is scaled by the number of tokens. Every round times both on a
+    slice before the next, so that a slow spell of the machine hits both alike; a slice's figure is its fastest round.
 
     Args:
         model: as `loading.load` takes it.
-        items: what to score, examples before every question.
+        questions: the items of each, examples before all of them.
         repeats: rounds.
         say: told about progress.
     """
     api = PersonaAPI(model)
-    rows = [api.score_row(item) for item in items]
-    whole = [replace(row, shared_prefix=0, shared_root=0) for row in rows]
-    engines = {"shared": Engine(api.loaded), "whole": Engine(api.loaded)}
-    starts = range(0, len(rows), SLICE)
-    seconds: dict[str, list[list[float]]] = {name: [[] for _ in starts] for name in engines}
-    apart = 0.0
+    rows = [[api.score_row(item) for item in items] for items in questions]
+    slices = [rows[start : start + SLICE] for start in range(0, len(rows), SLICE)]
+    plain = [[replace(row, shared_prefix=0, shared_root=0) for row in _flat(part[:SAMPLED])] for part in slices]
+    whole: list[list[float]] = [[] for _ in slices]
+    shared: list[list[float]] = [[] for _ in slices]
+    apart, kept = 0.0, 0
     for index in range(repeats):
-        engines["shared"] = Engine(api.loaded)
-        for place, start in enumerate(starts):
-            say(f"examples, round {index + 1} of {repeats}: item {start} of {len(rows)}")
-            found = {}
-            for name, given in (("shared", rows), ("whole", whole)):
-                began = time.perf_counter()
-                found[name] = _numbers(engines[name], given[start : start + SLICE])
-                seconds[name][place].append(time.perf_counter() - began)
-            apart = max(apart, float(np.abs(found["shared"] - found["whole"]).max()))
-    total = {name: sum(map(min, slices)) for name, slices in seconds.items()}
+        engine, other = Engine(api.loaded), Engine(api.loaded)
+        for place, (part, alone) in enumerate(zip(slices, plain, strict=True)):
+            say(f"examples, round {index + 1} of {repeats}: question {place * SLICE} of {len(rows)}")
+            seconds, found = _timed(engine, _flat(part))
+            shared[place].append(seconds)
+            seconds, expected = _timed(other, alone)
+            whole[place].append(seconds)
+            apart = max(apart, float(np.abs(found[: len(expected)] - expected).max()))
+        kept = engine.prefill_tokens
+    tokens = [sum(row.n_given for row in _flat(part)) for part in slices]
+    scaled = sum(
+        min(seconds) * total / sum(row.n_given for row in alone)
+        for seconds, total, alone in zip(whole, tokens, plain, strict=True)
+    )
     return {
-        "items": len(rows),
-        "tokens_whole": sum(row.n_given for row in rows),
-        "tokens_shared": engines["shared"].prefill_tokens,
-        "seconds": total,
+        "questions": len(rows),
+        "rows": sum(map(len, rows)),
+        "tokens": {"whole": sum(tokens), "shared": kept},
+        "seconds": {"whole, scaled to all tokens": scaled, "shared": sum(map(min, shared))},
+        "seconds_by_slice_and_round": {"whole, sampled": whole, "shared": shared},
         "largest_difference": apart,
-        "ratios": {"whole / shared examples": total["whole"] / total["shared"]},
+        "ratio": scaled / sum(map(min, shared)),
     }
 
 
-def _numbers(engine: Engine, rows: Sequence[Row]) -> np.ndarray:
+def _flat(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    return [row for group in rows for row in group]
+
+
+def _timed(engine: Engine, rows: Sequence[Row]) -> tuple[float, np.ndarray]:
+    began = time.perf_counter()
     results = engine.run(rows)
-    return np.concatenate([np.concatenate([r.continuation_logprobs, r.alternative_logprobs]) for r in results])
+    seconds = time.perf_counter() - began
+    return seconds, np.concatenate([[*r.continuation_logprobs, *r.alternative_logprobs] for r in results])
