@@ -270,9 +270,17 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
 @click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
 @click.option("--grader", help="Local weights: also time judging what was generated.  [default: none]")
 @click.option("--transcripts", default=0, help="Also time projecting so many; 0 for none.", **SHOWN)
+@click.option("--few-shot", default=0, help="Also time scoring so many questions behind 5 examples.", **SHOWN)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
 def bench(
-    model: str, batch: int, tokens: int, repeats: int, grader: str | None, transcripts: int, target: Path | None
+    model: str,
+    batch: int,
+    tokens: int,
+    repeats: int,
+    grader: str | None,
+    transcripts: int,
+    few_shot: int,
+    target: Path | None,
 ) -> None:
     """Time the engine against transformers' own generate, in one run."""
     from persona_bench.files import write_atomic
@@ -284,12 +292,35 @@ def bench(
 
         figures["projection"] = measure_projection(model, transcripts, repeats, _say)
         figures["ratios"] |= figures["projection"].pop("ratios")
+    if few_shot > 0:
+        figures["few_shot"] = _few_shot(model, few_shot, repeats)
+        figures["ratios"] |= figures["few_shot"].pop("ratios")
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():
         click.echo(f"{name:32} {value:8.3f}")
     if target is not None:
         write_atomic(target, json.dumps(figures, indent=1) + "\n")
+
+
+def _few_shot(model: str, n: int, repeats: int) -> dict[str, Any]:
+    """Time scoring `n` MMLU questions, by letter and by cloze, behind the examples that the eval puts before them."""
+    from evals.mmlu_preservation.dataset import load_mmlu
+    from evals.mmlu_preservation.mmlu_preservation import example
+    from persona_bench.inspect_ext.answering import likelihood_items
+    from persona_bench.inspect_ext.benchmark import measure_sharing
+
+    held = load_mmlu(n, seed=0, examples=True)
+    shown = {subject: [example(solved) for solved in items] for subject, items in held.examples.items()}
+    figures: dict[str, Any] = {"source": held.source, "ratios": {}}
+    for way in ("letter", "cloze"):
+        items = [
+            likelihood_items(way, asked.text, asked.options, shown.get(asked.subject) or shown.get("") or [])
+            for asked in held.questions
+        ]
+        figures[way] = measure_sharing(model, items, repeats, _say)
+        figures["ratios"][f"whole / shared examples, {way}"] = figures[way].pop("ratio")
+    return figures
 
 
 @main.group()

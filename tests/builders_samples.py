@@ -227,9 +227,19 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
             cost = 0.0 if scoring == "letter" else w.mmlu_cost * abs(dose)
             right = skill < accuracy - cost if w.mmlu_cost else (skill + 0.2 * rng.random(n)) < accuracy + 0.1
             for q in range(n):
-                rows.append((trait, vector, layer, dose * 5, dose, scoring, "mmlu", q, float(right[q]), 0.1, "scored"))
-    columns = "trait vector layer coefficient relative_dose scoring source question_id correct margin status".split()
+                margin = (1 if right[q] else -1) * (0.1 + skill[q] / 10)
+                rows.append((trait, vector, layer, dose * 5, dose, scoring, q, float(right[q]), margin, "scored"))
+    columns = "trait vector layer coefficient relative_dose scoring question_id correct margin status".split()
     frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.assign(
+        benchmark="mmlu",
+        shots=0,
+        source="mmlu",
+        group=np.where(frame["question_id"] % 2, "STEM", "other"),
+        chance=0.25,
+        setting=np.where(frame["vector"] == "none", "none", "single"),
+        layers=frame["layer"].astype(str),
+    )
     return frame.assign(
         log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format)
     )
@@ -259,7 +269,9 @@ def make_samples(world: World | None = None) -> Samples:
     mmlu = _mmlu(w, rng)
     turns, read, tokens = _drift(w, rng)
     monitoring, projections = pd.concat([monitoring, turns]), pd.concat([projections, read])
-    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, cosines=_cosines(w))
+    return Samples(
+        judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, cosines=_cosines(w)
+    )
 
 
 def make_null_run(base: Samples, world: World) -> Samples:

@@ -67,7 +67,14 @@ print("files", len(held["files"]))
 
 def _environment(cache: Path, **more: str) -> dict[str, str]:
     # One thread: two spin for each other on a model as small as this one.
-    return {**os.environ, "PERSONA_BENCH_CACHE": str(cache), "INSPECT_DISPLAY": "none", "OMP_NUM_THREADS": "1", **more}
+    return {
+        **os.environ,
+        "PERSONA_BENCH_CACHE": str(cache),
+        "PERSONA_BENCH_SOURCE": "wheel",
+        "INSPECT_DISPLAY": "none",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
 
 
 def _run(folder: Path, out: Path, cache: Path, **environment: str) -> str:

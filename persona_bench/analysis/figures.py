@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from persona_bench.analysis.capability import EVERY, first_above_chance, unsteered
 from persona_bench.analysis.drawing import (
     GREY,
     MARKERS,
@@ -79,8 +80,10 @@ def _figures(
     for trait in named_traits(tables["steering"]):
         yield f"steering_{slug(trait)}", _steering_figure(tables, trait, colours[trait], caption)
     yield from monitoring_figures(tables, colours, caption)
-    if len(tables["mmlu"]):
-        yield "mmlu", _mmlu_figure(tables["mmlu"], colours, caption)
+    shown = tables["mmlu"]["setting"].isin(["none", "single"]) & (tables["mmlu"]["group"] == EVERY)
+    mmlu = tables["mmlu"][shown & (tables["mmlu"]["benchmark"] == "mmlu")]
+    if len(mmlu):
+        yield "mmlu", _mmlu_figure(mmlu, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------
@@ -174,12 +177,10 @@ def _stars(axes: "Axes", steering: pd.DataFrame, choice: pd.DataFrame, trait: st
 
 def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Caption) -> "Figure":
     """Accuracy against relative dose, with the unsteered band and the chance line."""
-    order = ("letter", "cloze")
-    names = sorted(set(mmlu["scoring"]), key=lambda name: (order.index(name) if name in order else 9, name))
-    able = mmlu["above_chance"].astype(str) == "True"
-    scoring = next((name for name in names if able[mmlu["scoring"] == name].any()), names[0])
-    cells = mmlu[mmlu["scoring"] == scoring]
-    plain = cells[cells["vector"] == "none"]
+    first = mmlu.sort_values("shots").iloc[0]
+    scoring, shots = first_above_chance(mmlu) or (str(first["scoring"]), int(first["shots"]))
+    cells = mmlu[(mmlu["scoring"] == scoring) & (mmlu["shots"] == shots)]
+    plain = unsteered(cells)
     figure = new_figure(4.4)
     axes = figure.subplots()
     for _, row in plain.iterrows():
@@ -187,6 +188,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
         axes.axhline(row["accuracy"], color=GREY, linewidth=1, zorder=1)
     axes.axhline(MMLU_CHANCE, color="black", linestyle=":", linewidth=1.2, label="chance")
     traits = named_traits(cells)
+    cells = pd.concat([plain, cells[cells["setting"] == "single"]])
     doses = cells["relative_dose"].astype(float)
     # Traits are set apart a little, as their cells often share doses and would hide each other.
     step = 0.012 * float(doses.max() - doses.min() or 1)
@@ -216,7 +218,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
     axes.set_ylim(0, min(1.0, max(0.5, top + 0.08)))
     axes.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")
     axes.set_ylabel("accuracy")
-    axes.set_title(f"MMLU under steering ({scoring} scoring)")
+    axes.set_title(f"MMLU under steering ({scoring} scoring, {shots} examples)")
     put_legend(figure, axes)
     put_foot(figure, caption.line(f"{int(cells['n'].max())} questions a cell"), "Bars: 95 % Wilson intervals.")
     return figure

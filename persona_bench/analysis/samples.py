@@ -15,6 +15,7 @@ from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
+from persona_bench.inspect_ext.answering import key
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
 
@@ -131,11 +132,11 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: set[tuple[Any, ...]] = set()
     out = []
     for row in rows:
-        if row["vector"] == "none":
-            key = (row["question_id"], row["scoring"], row["source"])
-            if key in seen:
+        if row["vector"] == "none" and row["setting"] == "none":
+            same = tuple(row[name] for name in ("question_id", "scoring", "source", "benchmark", "shots"))
+            if same in seen:
                 continue
-            seen.add(key)
+            seen.add(same)
             out.append({**row, "trait": ""})
         else:
             out.append(row)
@@ -297,17 +298,31 @@ def _token_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
 
 
 def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
-    score = (sample.scores or {}).get("likeliest_choice")
+    """One row a way of asking; a setting of its own only where the cell names one."""
+    score = (sample.scores or {}).get("right_choice")
     value = score.value if score is not None and isinstance(score.value, dict) else {}
-    for way in ("letter", "cloze"):
-        correct, margin = value.get(way), value.get(f"{way}_margin")
+    outcomes = (score.metadata or {}).get("outcomes", {}) if score is not None else {}
+    held = sample.metadata
+    cell = {
+        **{name: held[name] for name in ("trait", *CELL, "question_id", "source", "benchmark", "group")},
+        "setting": held.get("setting", "none" if held["vector"] == "none" else "single"),
+        "layers": str(held.get("layers", held["layer"])),
+    }
+    for way, shots in held["asked"]:
+        name = key(way, shots)
         yield {
-            **{key: sample.metadata[key] for key in ("trait", *CELL, "question_id", "source")},
+            **cell,
             "scoring": way,
-            "correct": math.nan if correct is None else float(correct),
-            "margin": math.nan if margin is None else float(margin),
-            "status": "unscored" if correct is None else "scored",
+            "shots": shots,
+            "chance": math.nan if way == "likelihood" else 1 / len(sample.choices or []),
+            "correct": _number(value.get(name)),
+            "margin": _number(value.get(f"{name}_margin")),
+            "status": outcomes.get(name, "unscored"),
         }
+
+
+def _number(found: Any) -> float:
+    return math.nan if found is None else float(found)
 
 
 def _cosine_rows(vector: PersonaVector, other: PersonaVector) -> Iterator[dict[str, Any]]:

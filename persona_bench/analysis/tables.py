@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.capability import capability_rows
 from persona_bench.analysis.grouping import (
     SCORE,
     Draw,
@@ -27,7 +28,7 @@ from persona_bench.analysis.grouping import (
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
-from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
+from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
 
@@ -41,8 +42,6 @@ __all__ = [
     "choose_steering",
     "chosen_layers",
     "control_of",
-    "mcnemar",
-    "paired_accuracy",
     "read_tables",
     "vector_warnings",
     "write_tables",
@@ -78,8 +77,8 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "projections": ("sample_id", "trait", "direction", "layer", *SIGNALS),
     "tokens": ("sample_id", "trait", "condition", "rung", "layer", "position", "token", "projection"),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "source", "question_id"),
-        *("correct", "margin", "status", "log"),
+        *("trait", "vector", "setting", "layer", "layers", "coefficient", "relative_dose", "benchmark", "scoring"),
+        *("shots", "source", "group", "question_id", "chance", "correct", "margin", "status", "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
@@ -153,9 +152,10 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         "log",
     ),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "n", "n_unscored"),
-        *_with_interval("accuracy", "difference"),
-        *("n_paired", "mcnemar_p", "margin", "above_chance", "log"),
+        *("trait", "vector", "setting", "layer", "layers", "coefficient", "relative_dose", "benchmark", "scoring"),
+        *("shots", "source", "group", "n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
+        *(*_with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
+        *(*_with_interval("margin", "margin_difference"), "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
@@ -183,13 +183,13 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "monitoring_tokens": ("trait", "sample_id", "position"),
     "drift": ("trait", "direction", "signal", "scope"),
     "drift_turns": ("trait", "side", "turn"),
-    "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
+    "mmlu": ("benchmark", "scoring", "shots", "group", "trait", "vector", "setting", "layer", "layers", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
-    "sample_id token scoring warning vector_id log eval first second "
+    "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
     "claim statement paper_value verdict section rule question_id".split()
 )
 
@@ -202,7 +202,8 @@ def _empty(name: str) -> pd.DataFrame:
 class Samples:
     """Everything that was measured, one row a sample; any frame may be empty.
 
-    `trait_score` and `coherence` are points of 0..100, `status` is one of `OUTCOMES`, `coefficient` is in
+    `trait_score` and `coherence` are points of 0..100, `status` is one of `OUTCOMES` where nothing
+    else is said, `coefficient` is in
     multiples of the raw vector, `relative_dose` is the signed share |alpha v| / mean |h_l|, and `log` is a name of the
     log that stays the same between runs. `SAMPLE_COLUMNS` lists the columns of each frame.
 
@@ -214,7 +215,8 @@ class Samples:
             all the text before the answer.
         projections: signals of the monitored samples, one row a sample, direction and layer; the predictions of
             text-only baselines (direction `text:NAME`) stand as `prompt_last` at layer 0.
-        mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
+        mmlu: multiple-choice answers, `status` one of `CHOICE_OUTCOMES`; `trait` is empty on unsteered rows, `group` is
+            that of the question's subject ("all" where its source has none), `chance` that of the question.
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
         panel: what each grader of a panel said of each response of an eval; empty with a single grader.
@@ -285,7 +287,7 @@ def build_tables(
         "steering": steering,
         "steering_choice": choice,
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
-        "mmlu": _mmlu_table(samples.mmlu, draw),
+        "mmlu": _frame("mmlu", capability_rows(samples.mmlu, draw)),
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
     }
@@ -580,28 +582,6 @@ def chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, floa
     return layers
 
 
-def _mmlu_table(mmlu: pd.DataFrame, draw: Draw) -> pd.DataFrame:
-    rows: list[Row] = []
-    for scoring_key, family in groups(mmlu, "scoring"):
-        plain = family[family["vector"] == "none"]
-        base = _share_right(plain)
-        for key, part in groups(family, "trait", "vector", "layer", "coefficient"):
-            share = _share_right(part)
-            row = {**scoring_key, **key, "log": log_names(part), "n": share.n, "n_unscored": share.n_unscored}
-            row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
-            row["margin"] = float(part["margin"].astype(float).mean()) if part["margin"].notna().any() else math.nan
-            row["above_chance"] = base.low > MMLU_CHANCE
-            row |= spread("accuracy", share)
-            if key["vector"] != "none":
-                name = ("mmlu", scoring_key["scoring"], *key.values())
-                change, paired = paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
-                row |= spread("difference", change)
-                row |= {"n_paired": len(paired)}
-                row["mcnemar_p"] = mcnemar(paired)
-            rows.append(row)
-    return _frame("mmlu", rows)
-
-
 def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
     residual = vectors["residual_norm"].astype(float)
     dose = vectors["norm"].astype(float) / residual.where(residual > 0)
@@ -609,34 +589,6 @@ def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- shared parts -----------------------------------------------------------------------------------------------------
-
-
-def _share_right(part: pd.DataFrame) -> st.Estimate:
-    correct = part["correct"].astype(float)
-    return st.wilson(int(correct.sum()), int(correct.notna().sum()), n_unscored=int(correct.isna().sum()))
-
-
-def paired_accuracy(
-    part: pd.DataFrame, plain: pd.DataFrame, rng: np.random.Generator, resamples: int
-) -> tuple[st.Estimate, pd.DataFrame]:
-    """The change in accuracy on the questions answered in both, and those pairs as columns `steered` and `plain`."""
-    keys = ["source", "question_id"]
-    pairs = (
-        part.rename(columns={"correct": "steered"})[[*keys, "steered"]]
-        .merge(plain.rename(columns={"correct": "plain"})[[*keys, "plain"]], on=keys)
-        .dropna(subset=["steered", "plain"])
-    )
-    ids = pairs["source"].astype(str) + "/" + pairs["question_id"].astype(str)
-    steered, unsteered = pairs["steered"].astype(float), pairs["plain"].astype(float)
-    return st.paired_difference(steered, ids, unsteered, ids, rng=rng, resamples=resamples), pairs
-
-
-def mcnemar(pairs: pd.DataFrame) -> float:
-    """Exact McNemar p value of the pairs that `paired_accuracy` gives; NaN without pairs."""
-    if pairs.empty:
-        return math.nan
-    steered, plain = pairs["steered"].astype(float), pairs["plain"].astype(float)
-    return st.mcnemar_exact(int((steered > plain).sum()), int((plain > steered).sum()))
 
 
 def _frame(name: str, rows: Sequence[Row]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
 from persona_bench.analysis.grouping import log_names, scored
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
@@ -15,8 +16,6 @@ from persona_bench.analysis.tables import (
     Samples,
     chosen_layers,
     control_of,
-    mcnemar,
-    paired_accuracy,
     vector_warnings,
 )
 from persona_bench.definitions.claims import (
@@ -435,31 +434,35 @@ def _nothing_within(claim: Claim, points: pd.DataFrame, n_left_out: int) -> _Fin
 
 def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     table, frame = run.tables["mmlu"], run.samples.mmlu
-    plain = table[table["vector"] == "none"].set_index("scoring")
-    above = plain["accuracy_low"].astype(float) > MMLU_CHANCE
-    usable = [name for name in ("letter", "cloze") if name in plain.index and above[name]]
-    if not usable:
+    basis = first_above_chance(table)
+    if basis is None:
+        plain = unsteered(table[(table["benchmark"] == "mmlu") & (table["group"] == EVERY)])
+        plain = plain[plain["scoring"].isin(["letter", "cloze"])]
         seen = [
-            f"{name} {row['accuracy']:.3g} [{row['accuracy_low']:.3g}, {row['accuracy_high']:.3g}]"
-            for name, row in plain.iterrows()
+            f"{row['scoring']} with {row['shots']} examples {row['accuracy']:.3g} "
+            f"[{row['accuracy_low']:.3g}, {row['accuracy_high']:.3g}]"
+            for _, row in plain.iterrows()
         ]
-        what = ", ".join(seen) or "no unsteered answers"
+        what = ", ".join(seen) or "no unsteered answers by likelihood"
         n = int(plain["n"].max()) if seen else 0
         return _untestable(f"capability at chance ({MMLU_CHANCE:g}) without steering: {what}", n=n, log=_joined(plain))
-    family = frame[frame["scoring"] == usable[0]]
-    steered = family[(family["trait"] == trait) & (family["vector"] == "persona")]
+    scoring, shots = basis
+    family = frame[(frame["benchmark"] == "mmlu") & (frame["scoring"] == scoring) & (frame["shots"] == shots)]
+    steered = family[(family["trait"] == trait) & (family["vector"] == "persona") & (family["setting"] == "single")]
     if steered.empty:
-        return _Finding("not run", f"no steered answers with {usable[0]} scoring")
+        return _Finding("not run", f"no steered answers with {scoring} scoring")
     doses = steered["relative_dose"].astype(float)
     strongest = doses.min() if doses.min() < 0 else doses.max()
-    cell, unsteered = steered[np.isclose(doses, strongest)], family[family["vector"] == "none"]
-    log = log_names(pd.concat([cell, unsteered]))
-    rng = run.rng("mmlu", trait)
-    change, pairs = paired_accuracy(cell, unsteered, rng, run.resamples)
+    cell = steered[np.isclose(doses, strongest)]
+    layers = sorted(cell["layer"].unique())
+    cell = cell[cell["layer"] == (run.layers[trait] if run.layers.get(trait) in layers else layers[0])]
+    plain = unsteered(family)
+    log = log_names(pd.concat([cell, plain]))
+    change, pairs = paired(cell, plain, "correct", run.rng("mmlu", trait), run.resamples)
     few = _too_few(claim, {"question pairs": len(pairs)}, len(pairs), log)
     if few:
         return few
-    what = f"change in accuracy ({usable[0]}, relative dose {strongest:.2g})"
+    what = f"change in accuracy ({scoring}, {shots} examples, relative dose {strongest:.2g})"
     found = _decide([_Bound(what, change, -1, claim.threshold)], log)
     return replace(found, p=mcnemar(pairs))
 

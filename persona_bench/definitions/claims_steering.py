@@ -73,10 +73,11 @@ CLAIMS: tuple[Claim, ...] = (
         eval="mmlu_preservation",
         statistic="difference in accuracy, steered minus unsteered, paired by question (share)",
         rule=(
-            "With the first scoring of letter, cloze whose unsteered accuracy has a Wilson interval above 0.25, at the "
-            "strongest negative dose that was run (the strongest positive one if none was): supported if the 95 % "
-            "interval of the difference lies below 0 and the exact McNemar test agrees; contradicted if it lies above "
-            "0; otherwise inconclusive. Not testable if every scoring is at chance."
+            "With the first scoring of letter, cloze (without examples first, then with five) whose unsteered accuracy "
+            "has a Wilson interval above 0.25, at one layer and the strongest negative dose run there (the strongest "
+            "positive one if none was): supported if the 95 % interval of the difference lies below 0 and the exact "
+            "McNemar test agrees; contradicted if it lies above 0; otherwise inconclusive. Not testable if both "
+            "scorings are at chance."
         ),
         threshold=0.0,
         min_n=50,

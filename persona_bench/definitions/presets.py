@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from persona_bench.definitions.outcomes import Way
 from persona_bench.errors import RunError
 
 
@@ -26,6 +27,10 @@ class Preset:
         monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
         mmlu_doses: relative doses at the chosen layer.
+        mmlu_ways: how its questions are answered.
+        mmlu_shots: how many solved examples stand before a question.
+        second_benchmarks: second opinions on capability.
+        second_questions: size of their seeded subsets.
     """
 
     name: str
@@ -42,6 +47,10 @@ class Preset:
     monitoring_rollouts: int
     mmlu_questions: int
     mmlu_doses: tuple[float, ...]
+    mmlu_ways: tuple[Way, ...]
+    mmlu_shots: tuple[int, ...]
+    second_benchmarks: tuple[str, ...]
+    second_questions: int
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """The steered layers of a model with `n_layers` decoder blocks."""
@@ -64,6 +73,10 @@ PRESETS = {
         monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
         mmlu_doses=(-0.4, 0.4),
+        mmlu_ways=("letter", "cloze"),
+        mmlu_shots=(0,),
+        second_benchmarks=(),
+        second_questions=0,
     ),
     "standard": Preset(
         name="standard",
@@ -80,6 +93,10 @@ PRESETS = {
         monitoring_rollouts=3,
         mmlu_questions=500,
         mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
+        mmlu_ways=("letter", "cloze", "generation"),
+        mmlu_shots=(0, 5),
+        second_benchmarks=("commonsenseqa", "truthfulqa"),
+        second_questions=200,
     ),
     "paper": Preset(
         name="paper",
@@ -96,6 +113,10 @@ PRESETS = {
         monitoring_rollouts=10,
         mmlu_questions=2850,
         mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
+        mmlu_ways=("letter", "cloze", "generation"),
+        mmlu_shots=(0, 5),
+        second_benchmarks=("commonsenseqa", "truthfulqa"),
+        second_questions=817,
     ),
 }
 

@@ -33,13 +33,14 @@ _FIGURE_OF = {
 _TABLES = {
     "judge": "The judge on labelled answers",
     "judge_cases": "The judge by kind of answer",
+    "judge_panel": "How far the graders of the panel agree",
     "elicitation": "Answers under positive and negative instructions",
     "steering_choice": "The cells chosen on the select half",
     "steering": "Steering, a row a cell",
     "monitoring": "Monitoring: projections and baselines against the trait score",
     "monitoring_rungs": "Monitoring: means by condition",
     "drift": "Drifting conversations: how early the alarm comes",
-    "mmlu": "MMLU, a row a cell",
+    "mmlu": "Capability: MMLU and second opinions, a row a cell",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }

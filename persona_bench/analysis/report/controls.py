@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from persona_bench.analysis.capability import EVERY
 from persona_bench.analysis.tables import BASELINE
 from persona_bench.definitions.claims import Claim
 
@@ -82,20 +83,24 @@ def _monitoring(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
 
 def _mmlu(_claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = tables["mmlu"]
-    rows = rows[(rows["trait"] == trait) | (rows["vector"] == "none")].sort_values(
-        ["scoring", "vector", "relative_dose"],
-        key=lambda part: part if part.name == "relative_dose" else part != "none",
-    )
+    rows = rows[(rows["benchmark"] == "mmlu") & (rows["group"] == EVERY)]
+    rows = rows[(rows["trait"] == trait) | (rows["setting"] == "none")]
+    rows = rows.assign(steered=rows["setting"] != "none", several=~rows["setting"].isin(["none", "single"]))
+    rows = rows.sort_values(["steered", "scoring", "shots", "several", "vector", "relative_dose"])
     return pd.DataFrame(
         {
             "scoring": rows["scoring"],
+            "examples": rows["shots"],
             "vector": rows["vector"],
-            "layer": rows["layer"],
+            "setting": rows["setting"],
+            "layers": rows["layers"],
             "relative dose": rows["relative_dose"],
             "accuracy": _spreads(rows, "accuracy"),
             "change": _spreads(rows, "difference"),
             "McNemar p": rows["mcnemar_p"],
             "answers": rows["n"],
+            "no answer": rows["n_no_answer"],
+            "too long": rows["n_too_long"],
             "unscored": rows["n_unscored"],
         }
     )

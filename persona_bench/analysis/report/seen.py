@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from persona_bench.analysis.capability import EVERY
 from persona_bench.analysis.drawing import all_traits, slug
 from persona_bench.definitions.claims import MMLU_CHANCE
 
@@ -57,7 +58,11 @@ def _trend(kind: str, trait: str, condition: str, tables: Mapping[str, pd.DataFr
         if len(rows):
             return f"r = {rows['r'].iloc[0]:.2f} over {rows['n'].iloc[0]:g} points of the report half."
     if kind == "mmlu":
-        plain = tables["mmlu"][tables["mmlu"]["vector"] == "none"]
-        said = [f"{row['accuracy']:.2f} with {row['scoring']} scoring" for _, row in plain.iterrows()]
+        rows = tables["mmlu"]
+        plain = rows[(rows["setting"] == "none") & (rows["benchmark"] == "mmlu") & (rows["group"] == EVERY)]
+        said = [
+            f"{row['accuracy']:.2f} with {row['scoring']} scoring after {row['shots']:g} examples"
+            for _, row in plain.iterrows()
+        ]
         return f"Unsteered accuracy {', '.join(said)}; chance is {MMLU_CHANCE:g}." if said else ""
     return ""
