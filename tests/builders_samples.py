@@ -112,6 +112,8 @@ def _steering(w: World, rng) -> pd.DataFrame:
                         {
                             "trait": trait,
                             "vector": vector,
+                            "setting": "none" if vector == "none" else "single",
+                            "layers": "" if vector == "none" else str(layer),
                             "layer": layer,
                             "coefficient": dose * 5,
                             "relative_dose": dose,
@@ -229,7 +231,10 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
                 rows.append((trait, vector, layer, dose * 5, dose, scoring, "mmlu", q, float(right[q]), 0.1, "scored"))
     columns = "trait vector layer coefficient relative_dose scoring source question_id correct margin status".split()
     frame = pd.DataFrame(rows, columns=columns)
+    steered = frame["vector"] != "none"
     return frame.assign(
+        setting=np.where(steered, "single", "none"),
+        layers=frame["layer"].astype(str).where(steered, ""),
         log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format)
     )
 

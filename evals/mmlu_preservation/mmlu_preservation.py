@@ -6,7 +6,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from evals.mmlu_preservation.dataset import LETTERS, load_questions
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
-from persona_bench.inspect_ext.cells import find_vector, numbers, preset_layers, sweep
+from persona_bench.inspect_ext.cells import find_vector, numbers, preset_layers, preset_plan, sweep
 from persona_bench.inspect_ext.choices import likeliest_choice
 from persona_bench.inspect_ext.solvers import choose_by_likelihood
 
@@ -37,7 +37,8 @@ def mmlu_preservation(
     sizes, loaded = load_preset(preset), load_trait(trait)
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)[: None if layers else 1]
-    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept)
+    how = preset_plan(sizes, loaded, file.vector.n_layers, swept)
+    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept, **how)
     samples = [
         Sample(
             id=f"m{question.id}-{cell.id}",

@@ -28,6 +28,7 @@ from persona_bench.analysis.drawing import (
     slug,
     trait_colours,
 )
+from persona_bench.analysis.grouping import single
 from persona_bench.analysis.monitoring_figures import monitoring_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
 
@@ -86,7 +87,7 @@ def _figures(
 
 def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str, caption: Caption) -> "Figure":
     """Trait score and coherence against relative dose, a line a layer, with the random control dashed."""
-    cells, half = fullest_half(tables["steering"][tables["steering"]["trait"] == trait])
+    cells, half = fullest_half(single(tables["steering"][tables["steering"]["trait"] == trait]))
     choice = tables["steering_choice"]
     choice = choice[(choice["trait"] == trait) & choice["layer"].notna()]
     figure = new_figure(5.6)
@@ -95,7 +96,7 @@ def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str
         _dose_lines(axes, cells, column, colour, list(choice["layer"].astype(float)))
         axes.set_ylim(-3, 103)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-    _stars(top, tables["steering"], choice, trait)
+    _stars(top, single(tables["steering"]), choice, trait)
     top.set_ylabel("trait score (0-100)")
     bottom.set_ylabel("coherence (0-100)")
     bottom.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")
@@ -176,7 +177,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
     names = sorted(set(mmlu["scoring"]), key=lambda name: (order.index(name) if name in order else 9, name))
     able = mmlu["above_chance"].astype(str) == "True"
     scoring = next((name for name in names if able[mmlu["scoring"] == name].any()), names[0])
-    cells = mmlu[mmlu["scoring"] == scoring]
+    cells = single(mmlu[mmlu["scoring"] == scoring])
     plain = cells[cells["vector"] == "none"]
     figure = new_figure(4.4)
     axes = figure.subplots()

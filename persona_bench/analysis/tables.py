@@ -23,6 +23,7 @@ from persona_bench.analysis.grouping import (
     mean_row,
     paired,
     scored,
+    single,
     spread,
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
@@ -56,6 +57,9 @@ SCORED_SHARE = 0.5
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
 
+CELL = ("vector", "setting", "layers", "layer", "coefficient", "relative_dose")
+"""What names a cell of a sweep (`inspect_ext.cells.Cell`)."""
+
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": (
         *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
@@ -66,7 +70,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("kept", "drop_reason", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "question_id", "half", "epoch"),
+        *("trait", *CELL, "question_id", "half", "epoch"),
         *("status", "trait_score", "coherence", "log"),
     ),
     "monitoring": (
@@ -76,7 +80,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "projections": ("sample_id", "trait", "direction", "layer", *SIGNALS),
     "tokens": ("sample_id", "trait", "condition", "rung", "layer", "position", "token", "projection"),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "source", "question_id"),
+        *("trait", *CELL, "scoring", "source", "question_id"),
         *("correct", "margin", "status", "log"),
     ),
     "vectors": (
@@ -112,7 +116,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("difference_p", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "half", *_COUNTS, "n_questions"),
+        *("trait", *CELL, "half", *_COUNTS, "n_questions"),
         *_with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
         "log",
     ),
@@ -146,7 +150,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         "log",
     ),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "n", "n_unscored"),
+        *("trait", *CELL, "scoring", "n", "n_unscored"),
         *_with_interval("accuracy", "difference"),
         *("n_paired", "mcnemar_p", "margin", "above_chance", "log"),
     ),
@@ -165,7 +169,7 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "source", "grader", "method", "half"),
     "judge_cases": ("trait", "kind", "grader", "method"),
     "elicitation": ("trait", "side"),
-    "steering": ("trait", "half", "vector", "layer", "coefficient"),
+    "steering": ("trait", "half", "vector", "setting", "layer", "layers", "coefficient"),
     "steering_choice": ("trait", "sign"),
     "monitoring": ("trait", "condition", "half", "direction", "signal", "scope", "layer"),
     "monitoring_rungs": ("trait", "condition", "half", "side", "rung"),
@@ -174,11 +178,11 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "monitoring_tokens": ("trait", "sample_id", "position"),
     "drift": ("trait", "direction", "signal", "scope"),
     "drift_turns": ("trait", "side", "turn"),
-    "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
+    "mmlu": ("scoring", "trait", "vector", "setting", "layer", "layers", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "trait grader method half source kind side vector setting layers sign reason direction signal scope condition text_baseline "
     "sample_id token scoring warning vector_id log "
     "claim statement paper_value verdict section rule question_id".split()
 )
@@ -199,7 +203,8 @@ class Samples:
     Attributes:
         judge: answers with a known level, scored by the judge.
         elicitation: answers under positive and negative instructions.
-        steering: answers under each vector, layer and coefficient; `vector` is persona, random or none.
+        steering: answers in each cell of a sweep; `vector` is persona, random, prompt (words instead) or none,
+            `layers` is text, and `relative_dose` is NaN where there is no dose (cap, ablate).
         monitoring: answers under pressure towards and against the trait, `rung` as the condition counts it; `prompt` is
             all the text before the answer.
         projections: signals of the monitored samples, one row a sample, direction and layer; the predictions of
@@ -337,7 +342,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
     """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
 
-    Among the cells of the persona vector with that sign on the half "select", a cell qualifies if it keeps at least
+    Among the cells of the persona vector at a single layer with that sign on the half "select", a cell qualifies if it keeps at least
     half of the unsteered coherence and at least half of its answers have a trait score. Of those, the positive choice
     is the one with the highest mean trait score, the negative choice the one with the lowest; ties go to the smaller
     dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice is the mirror
@@ -350,7 +355,7 @@ def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
         One row a trait and sign; `layer` is NaN where nothing qualifies, and `reason` says why.
     """
     rows: list[Row] = []
-    for key, part in groups(steering, "trait"):
+    for key, part in groups(single(steering), "trait"):
         select = part[part["half"] == "select"]
         positive = _choose(select, +1)
         negative = _choose(select, -1)
@@ -493,6 +498,7 @@ def _elicitation_table(elicitation: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     return _frame("elicitation", rows)
 
 
+_CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
@@ -500,7 +506,7 @@ def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
     for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]
-        for key, part in groups(family, "vector", "layer", "coefficient"):
+        for key, part in groups(family, *_CELL_KEYS):
             name = ("steering", *pair.values(), *key.values())
             found = counts(part)
             answered = found["n"] - found["n_unscored"]
@@ -569,7 +575,7 @@ def _mmlu_table(mmlu: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     for scoring_key, family in groups(mmlu, "scoring"):
         plain = family[family["vector"] == "none"]
         base = _share_right(plain)
-        for key, part in groups(family, "trait", "vector", "layer", "coefficient"):
+        for key, part in groups(family, "trait", *_CELL_KEYS):
             share = _share_right(part)
             row = {**scoring_key, **key, "log": log_names(part), "n": share.n, "n_unscored": share.n_unscored}
             row["relative_dose"] = float(part["relative_dose"].astype(float).mean())

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import log_names, scored
+from persona_bench.analysis.grouping import log_names, scored, single
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -229,7 +229,7 @@ def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
     if math.isnan(chosen["layer"]):
         return _untestable(str(chosen["reason"]))
     frame = run.samples.steering
-    report = frame[(frame["trait"] == trait) & (frame["half"] == "report")]
+    report = single(frame[(frame["trait"] == trait) & (frame["half"] == "report")])
     at_cell = (report["layer"] == chosen["layer"]) & np.isclose(
         report["coefficient"].astype(float), chosen["coefficient"]
     )
@@ -421,7 +421,7 @@ def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
         what = ", ".join(seen) or "no unsteered answers"
         n = int(plain["n"].max()) if seen else 0
         return _untestable(f"capability at chance ({MMLU_CHANCE:g}) without steering: {what}", n=n, log=_joined(plain))
-    family = frame[frame["scoring"] == usable[0]]
+    family = single(frame[frame["scoring"] == usable[0]])
     steered = family[(family["trait"] == trait) & (family["vector"] == "persona")]
     if steered.empty:
         return _Finding("not run", f"no steered answers with {usable[0]} scoring")

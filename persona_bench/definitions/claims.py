@@ -13,6 +13,7 @@ __all__ = [
     "COHERENCE_SHARE",
     "GATE_AUROC",
     "GATE_BALANCED_ACCURACY",
+    "HALVED_SHARE",
     "MIN_QUESTIONS",
     "MMLU_CHANCE",
     "TRAIT_FLOOR",
@@ -34,6 +35,8 @@ COHERENCE_SHARE = 0.5
 """A steered cell is usable while it keeps this share of the unsteered coherence."""
 TRAIT_FLOOR = 5.0
 """Below this unsteered trait score (0..100) there is nothing to suppress."""
+HALVED_SHARE = 0.9
+"""A strength that halves the trait score in fewer of the resamples than this is not settled, and has no cost."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,25 @@ CLAIMS: tuple[Claim, ...] = (
         rule=(
             "At the positive choice, on the report half: supported if the 95 % interval of the difference lies below "
             "0; contradicted if it lies above 0; otherwise inconclusive."
+        ),
+        threshold=0.0,
+        min_n=8,
+    ),
+    Claim(
+        id="C7-prompt-costs-less",
+        statement="Halving the trait score by steering costs more MMLU accuracy than a system prompt that halves it.",
+        section="Not in the paper: a check of this benchmark",
+        paper_value="not found",
+        eval="mmlu_preservation",
+        statistic="change in MMLU accuracy, steering at the dose that halves the score minus the system prompt (share)",
+        rule=(
+            "Trait scores on the report half; steering at the single layer chosen on the select half, at the weakest "
+            "negative dose that halves the unsteered trait score, between doses by straight lines; the trait's most "
+            "suppressing system prompt, which may suppress it further; accuracy with the first scoring of letter, "
+            "cloze whose unsteered Wilson interval lies above 0.25; questions of both evals resampled together: "
+            "supported if the 95 % interval of the difference lies below 0; contradicted if it lies above 0; otherwise "
+            "inconclusive. Not testable if the unsteered trait score is under 5, if every scoring is at chance, or if "
+            "either does not halve the score, or does in under 90 % of the resamples: then it buys something else."
         ),
         threshold=0.0,
         min_n=8,
