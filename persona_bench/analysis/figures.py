@@ -30,6 +30,7 @@ from persona_bench.analysis.drawing import (
 )
 from persona_bench.analysis.grouping import single
 from persona_bench.analysis.monitoring_figures import monitoring_figures
+from persona_bench.analysis.tradeoff_figures import frontier_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption)
 
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
-        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`.
+        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -80,6 +81,7 @@ def _figures(
     yield from monitoring_figures(tables, colours, caption)
     if len(tables["mmlu"]):
         yield "mmlu", _mmlu_figure(tables["mmlu"], colours, caption)
+    yield from frontier_figures(tables, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ _FIGURE_OF = {
     "M1-monitoring-beats-text": "roc_{}",
     "C5-steering-costs-capability": "mmlu",
     "C6-steering-costs-coherence": "steering_{}",
+    "C7-prompt-costs-less": "frontier_{}",
 }
 _ALT = {
     "claims": "Matrix of verdicts, a claim a row and a trait a column",
@@ -42,6 +43,7 @@ _ALT = {
     "roc": "True against false alarms of the projection and of its baselines",
     "trace": "Projection token by token over two responses",
     "drift": "Trait score and projection by turn of conversations that drift",
+    "frontier": "Trait score against MMLU accuracy, a point a way of steering or suppressing, with the frontier",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 _TABLES = {
@@ -54,6 +56,8 @@ _TABLES = {
     "monitoring_rungs": "Monitoring: means by condition",
     "drift": "Drifting conversations: how early the alarm comes",
     "mmlu": "MMLU, a row a cell",
+    "tradeoff_summary": "What halving the trait score costs",
+    "tradeoff": "Trait score beside MMLU, a row a cell",
     "vectors": "The vectors, a row a layer",
 }
 _METHOD = (

@@ -27,6 +27,7 @@ from persona_bench.analysis.grouping import (
     spread,
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
+from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
 from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
@@ -52,8 +53,6 @@ BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
 GATE_MIN_SCORED = claim("J-judge-valid").min_n
 """A judge that scored fewer labelled answers of the report half decides no claim."""
-SCORED_SHARE = 0.5
-"""A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
 
@@ -154,6 +153,15 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *_with_interval("accuracy", "difference"),
         *("n_paired", "mcnemar_p", "margin", "above_chance", "log"),
     ),
+    "tradeoff": (
+        *("trait", *CELL, "half", "n", "n_scored", *_with_interval("trait_score", "coherence", "refusal_rate")),
+        *("coherent", "scoring", "mmlu_n", *_with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
+    ),
+    "tradeoff_summary": (
+        *("trait", "vector", "setting", "layers", "n_questions", "n_scored", "n_mmlu", "halved"),
+        *_with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
+        *("reason", "log"),
+    ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
@@ -179,11 +187,13 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "drift": ("trait", "direction", "signal", "scope"),
     "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("scoring", "trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff": ("trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff_summary": ("trait", "vector", "setting", "layers"),
     "vectors": ("trait", "layer", "vector_id"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector setting layers sign reason direction signal scope condition text_baseline "
-    "sample_id token scoring warning vector_id log "
+    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "setting layers sample_id token scoring warning vector_id log "
     "claim statement paper_value verdict section rule question_id".split()
 )
 
@@ -268,6 +278,7 @@ def build_tables(
     steering = _steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
+    mmlu = _mmlu_table(samples.mmlu, draw)
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "judge_cases": _judge_cases(samples.judge, draw),
@@ -275,7 +286,9 @@ def build_tables(
         "steering": steering,
         "steering_choice": choice,
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
-        "mmlu": _mmlu_table(samples.mmlu, draw),
+        "mmlu": mmlu,
+        "tradeoff": _frame("tradeoff", tradeoff_rows(steering, mmlu)),
+        "tradeoff_summary": _frame("tradeoff_summary", summary_rows(samples.steering, samples.mmlu, mmlu, draw)),
         "vectors": _vector_table(samples.vectors),
     }
     warnings = vector_warnings(samples.vectors)
@@ -342,11 +355,12 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
     """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
 
-    Among the cells of the persona vector at a single layer with that sign on the half "select", a cell qualifies if it keeps at least
-    half of the unsteered coherence and at least half of its answers have a trait score. Of those, the positive choice
-    is the one with the highest mean trait score, the negative choice the one with the lowest; ties go to the smaller
-    dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice is the mirror
-    of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its result.
+    Among the cells of the persona vector at a single layer with that sign on the half "select", a cell qualifies if it
+    keeps at least half of the unsteered coherence and at least half of its answers have a trait score. Of those, the
+    positive choice is the one with the highest mean trait score, the negative choice the one with the lowest; ties go
+    to the smaller dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice
+    is the mirror of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its
+    result.
 
     Args:
         steering: the steering table.
