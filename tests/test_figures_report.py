@@ -50,7 +50,16 @@ def run_record(**changes) -> dict[str, object]:
 
 
 def test_every_figure_is_drawn_small_and_in_both_forms(drawn):
-    kinds = ("steering_{}", "monitoring_{}", "monitoring_{}_drift", "roc_{}", "roc_{}_drift", "drift_{}", "trace_{}")
+    kinds = (
+        "steering_{}",
+        "monitoring_{}",
+        "monitoring_{}_drift",
+        "roc_{}",
+        "roc_{}_drift",
+        "drift_{}",
+        "trace_{}",
+        "frontier_{}",
+    )
     names = {"claims", "mmlu", *(kind.format(trait) for kind in kinds for trait in ("evil", "sycophancy"))}
     assert {path.stem for path in drawn} == names and len(drawn) == 2 * len(names)
     assert all(0 < path.stat().st_size < 300_000 for path in drawn)
