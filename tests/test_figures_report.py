@@ -141,7 +141,7 @@ def test_report_is_one_file_without_network(tables, drawn, tmp_path):
     assert (markdown.name, page.name) == ("report.md", "report.html")
     text = page.read_text(encoding="utf-8")
     found = check(text)
-    assert found.tags.count("figure") == len(drawn) / 2 == 16
+    assert found.tags.count("figure") == len(drawn) / 2 == 18
     for source in found.sources:
         assert source.startswith("data:image/png;base64,") or (source[0] == "#" and source[1:] in found.ids)
     assert not re.search(r"(?:src|href)=\"?https?:|url\(|@import", text)

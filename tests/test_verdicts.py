@@ -152,7 +152,9 @@ def only_judged() -> tuple[Samples, dict[str, pd.DataFrame]]:
 
 def test_with_the_labelled_answers_judged_right_the_same_run_supports_its_claims(only_judged):
     claims = shut(labelled_rows("evil"), *only_judged)
-    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == {*JUDGED, "J-judge-valid"}
+    # What steering costs rests on MMLU too, which is at chance here.
+    true = {*JUDGED, "J-judge-valid"} - {"C7-prompt-costs-less"}
+    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == true
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -163,7 +165,7 @@ def test_random_scores_on_the_labelled_answers_support_no_claim(seed, only_judge
     judge = pd.concat([judge[~report], at_random(judge[report], seed)])
     claims = shut(judge, *only_judged)
     judged = claims[claims["claim"].isin(JUDGED)]
-    assert len(judged) == len(JUDGED) == 6 and (judged["verdict"] == "not testable").all()
+    assert len(judged) == len(JUDGED) == 7 and (judged["verdict"] == "not testable").all()
     assert judged["reason"].str.startswith("judge gate: ").all()
     assert judged["estimate"].isna().all() and judged["p_holm"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] == "contradicted"
