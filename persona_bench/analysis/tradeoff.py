@@ -39,7 +39,7 @@ class Halving:
         dose: the relative dose that halves it, negative; NaN without a dose.
         coherence: change in coherence there, points of 0..100.
         accuracy: change in accuracy there, a share.
-        n_scored: scored answers of the cell that has fewest.
+        n_scored: scored answers of the usable cell that has fewest.
         control: change in accuracy of the random vector of the same setting at the same dose.
         halved: share of the resamples in which the score is halved at all.
         reason: why there is no number, or no cost in accuracy; "" otherwise.
@@ -252,6 +252,7 @@ class _Work:
         doses, parts = _by_dose(part, dosed)
         scores = [self._score(cell) for cell in parts]
         fluency = [self.asked.change(cell, self.plain, "coherence") for cell in parts]
+        usable = [cell for cell, score in zip(parts, scores, strict=True) if not math.isnan(score[0])]
         half = self.unsteered / 2
         if dosed:
             at = first_crossing(doses, scores, self.unsteered, half)
@@ -273,10 +274,10 @@ class _Work:
             coherence=self._estimate(nothing if reason else curve_at(doses, fluency, at) if dosed else fluency[0]),
             accuracy=self._estimate(nothing if cost else accuracy, answers),
             control=self._estimate(nothing if cost else control, others),
-            n_scored=min(int(scored(cell).notna().sum()) for cell in (self.plain, *parts)),
+            n_scored=min(int(scored(cell).notna().sum()) for cell in (self.plain, *(usable or parts))),
             halved=float(np.isfinite(at[1:]).mean()),
             reason=cost,
-            log=log_names(pd.concat(frames)),
+            log=log_names(pd.concat([frame[["log"]] for frame in frames])),
         )
 
     def _score(self, cell: pd.DataFrame) -> st.FloatArray:
