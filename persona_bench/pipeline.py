@@ -303,7 +303,7 @@ class _Run:
 
     def _planned_responses(self, trait: Trait) -> int:
         """How many responses the run will have judged for a trait, at most."""
-        from persona_bench.inspect_ext.cells import plan
+        from persona_bench.inspect_ext.cells import plan, preset_plan
         from persona_bench.inspect_ext.conditions import conversations
 
         sizes = self.preset
@@ -313,8 +313,9 @@ class _Run:
         )
         questions = min(sizes.evaluation_questions, len(trait.evaluation_questions))
         if self._wants("trait_steering"):
-            cells = 1 + len(plan(sizes.layers(self.loaded.n_layers), sizes.doses, sizes.random_vectors))
-            n += questions * cells * sizes.steering_rollouts
+            layers = sizes.layers(self.loaded.n_layers)
+            how = preset_plan(sizes, trait, self.loaded.n_layers, layers)
+            n += questions * (1 + len(plan(layers, sizes.doses, sizes.random_vectors, **how))) * sizes.steering_rollouts
         if self._wants("trait_monitoring"):
             said = [item for name in self._conditions(trait) for item in conversations(name, trait, questions)]
             n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts

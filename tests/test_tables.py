@@ -333,6 +333,7 @@ def _steering(**changes) -> pd.DataFrame:
         {
             "trait": "evil",
             "vector": ["none", "persona", "persona", "persona", "persona"],
+            "setting": ["none", "single", "single", "single", "single"],
             "layer": [0, 8, 8, 12, 12],
             "coefficient": [0.0, 1.0, 2.0, 2.0, -2.0],
             "relative_dose": [0.0, 0.1, 0.2, 0.3, -0.3],

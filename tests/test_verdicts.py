@@ -156,7 +156,9 @@ def only_judged() -> tuple[Samples, dict[str, pd.DataFrame]]:
 
 def test_with_the_labelled_answers_judged_right_the_same_run_supports_its_claims(only_judged):
     claims = shut(labelled_rows("evil"), *only_judged)
-    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == {*JUDGED, "J-judge-valid"}
+    # What steering costs rests on MMLU too, which is at chance here.
+    true = {*JUDGED, "J-judge-valid"} - {"C7-prompt-costs-less"}
+    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == true
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -14,7 +14,15 @@ from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.answering import LETTERS, answer_choices, key
-from persona_bench.inspect_ext.cells import Cell, VectorFile, find_vector, numbers, preset_layers, sweep
+from persona_bench.inspect_ext.cells import (
+    Cell,
+    VectorFile,
+    find_vector,
+    numbers,
+    preset_layers,
+    preset_plan,
+    sweep,
+)
 from persona_bench.inspect_ext.choices import right_choice
 
 SHOTS = (0, 5)
@@ -58,7 +66,8 @@ def mmlu_preservation(
     others = chosen(benchmarks, sizes.second_benchmarks or ("none",), ("commonsenseqa", "truthfulqa", "none"))
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)[: None if layers else 1]
-    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept)
+    how = preset_plan(sizes, loaded, file.vector.n_layers, swept)
+    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept, **how)
     n = whole_number(questions, sizes.mmlu_questions)
     mmlu = load_mmlu(n, seed, examples=any(count for _, count in asked))
     sets = [(mmlu, asked)]
@@ -67,8 +76,8 @@ def mmlu_preservation(
             held = load_benchmark(name, sizes.second_questions, seed)
             sets.append((held, [(held.way, 0)]))
     samples = [
-        _sample(loaded.name, held, question, how, cell, file)
-        for held, how in sets
+        _sample(loaded.name, held, question, ways_asked, cell, file)
+        for held, ways_asked in sets
         for question in held.questions
         for cell in cells
     ]

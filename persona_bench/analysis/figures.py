@@ -29,7 +29,9 @@ from persona_bench.analysis.drawing import (
     slug,
     trait_colours,
 )
+from persona_bench.analysis.grouping import single
 from persona_bench.analysis.monitoring_figures import monitoring_figures
+from persona_bench.analysis.tradeoff_figures import frontier_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption)
 
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
-        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`.
+        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -84,6 +86,7 @@ def _figures(
     mmlu = tables["mmlu"][shown & (tables["mmlu"]["benchmark"] == "mmlu")]
     if len(mmlu):
         yield "mmlu", _mmlu_figure(mmlu, colours, caption)
+    yield from frontier_figures(tables, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def _figures(
 
 def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str, caption: Caption) -> "Figure":
     """Trait score and coherence against relative dose, a line a layer, with the random control dashed."""
-    cells, half = fullest_half(tables["steering"][tables["steering"]["trait"] == trait])
+    cells, half = fullest_half(single(tables["steering"][tables["steering"]["trait"] == trait]))
     choice = tables["steering_choice"]
     choice = choice[(choice["trait"] == trait) & choice["layer"].notna()]
     figure = new_figure(5.6)
@@ -100,7 +103,7 @@ def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str
         _dose_lines(axes, cells, column, colour, list(choice["layer"].astype(float)))
         axes.set_ylim(-3, 103)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-    _stars(top, tables["steering"], choice, trait)
+    _stars(top, single(tables["steering"]), choice, trait)
     top.set_ylabel("trait score (0-100)")
     bottom.set_ylabel("coherence (0-100)")
     bottom.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")

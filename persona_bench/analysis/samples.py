@@ -12,14 +12,12 @@ import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.monitoring import SIGNALS
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
-
-CELL = ("vector", "layer", "coefficient", "relative_dose")
 
 
 def read_logs(folder: Path) -> dict[str, EvalLog]:
@@ -298,16 +296,12 @@ def _token_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
 
 
 def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
-    """One row a way of asking; a setting of its own only where the cell names one."""
+    """One row a way of asking."""
     score = (sample.scores or {}).get("right_choice")
     value = score.value if score is not None and isinstance(score.value, dict) else {}
     outcomes = (score.metadata or {}).get("outcomes", {}) if score is not None else {}
     held = sample.metadata
-    cell = {
-        **{name: held[name] for name in ("trait", *CELL, "question_id", "source", "benchmark", "group")},
-        "setting": held.get("setting", "none" if held["vector"] == "none" else "single"),
-        "layers": str(held.get("layers", held["layer"])),
-    }
+    cell = {name: held[name] for name in ("trait", *CELL, "question_id", "source", "benchmark", "group")}
     for way, shots in held["asked"]:
         name = key(way, shots)
         yield {

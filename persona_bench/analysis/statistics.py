@@ -50,13 +50,16 @@ __all__ = [
     "auroc",
     "balanced_accuracy",
     "bootstrap_p",
+    "draw_clusters",
     "excess_strength",
     "holm",
     "mcnemar_exact",
     "mean",
+    "of_draws",
     "paired_difference",
     "pairwise_agreement",
     "pearson",
+    "ratio",
     "spearman",
     "stream",
     "weighted_kappa",
@@ -142,7 +145,7 @@ def mean(
         return _nothing(unscored)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
     sizes = np.bincount(codes, minlength=n_clusters).astype(float)
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = (weights @ sums) / (weights @ sizes)
     return _estimate(float(x.mean()), draws, n=x.size, n_unscored=unscored, n_clusters=n_clusters, bounds=bounds)
 
@@ -175,10 +178,22 @@ def paired_difference(
     if not common:
         return _nothing(a_unscored)
     differences = np.array([a[c][0] - b[c][0] for c in common])
-    weights = _resample(len(common), resamples, rng)
+    weights = draw_clusters(len(common), resamples, rng)
     draws = (weights @ differences) / len(common)
     n = sum(a[c][1] for c in common)
     return _estimate(float(differences.mean()), draws, n=n, n_unscored=a_unscored, n_clusters=len(common))
+
+
+def of_draws(value: float, draws: FloatArray, *, n: int, n_clusters: int) -> Estimate:
+    """An estimate whose draws were made elsewhere, from several statistics resampled together.
+
+    Args:
+        value: the statistic on the full sample.
+        draws: the resampled statistic, shape `(resamples,)`; NaN where it has no value.
+        n: valid observations.
+        n_clusters: questions; of several kinds, the fewest.
+    """
+    return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters)
 
 
 def excess_strength(first: Estimate, second: Estimate) -> Estimate:
@@ -220,7 +235,7 @@ def pearson(
         return _nothing(unscored, n=a.size, n_clusters=n_clusters)
     moments = _moments(_standard(a), _standard(b), codes, np.zeros_like(codes), 1)
     value = _r_of(moments.sum(axis=0))[0]
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = _r_of(np.tensordot(weights, moments, axes=1))[:, 0]
     return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
 
@@ -258,7 +273,7 @@ def within_condition_r(
     moments = _moments(_standard(a), _standard(b), codes, groups, len(names))
     full = _r_of(moments.sum(axis=0), min_sd=min_sd / scale)
     n_conditions = int(np.isfinite(full).sum())
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = _nanmean(_r_of(np.tensordot(weights, moments, axes=1), min_sd=min_sd / scale))
     value = float(_nanmean(full[None, :])[0])
     used = np.isfinite(full)[groups]
@@ -283,7 +298,7 @@ def spearman(
     if a.size < MIN_CONDITION_POINTS:
         return _nothing(unscored, n=a.size, n_clusters=n_clusters)
     value = _weighted_rank_r(a, b, np.ones((1, a.size)))[0]
-    weights = _resample(n_clusters, resamples, rng)[:, codes]
+    weights = draw_clusters(n_clusters, resamples, rng)[:, codes]
     draws = _weighted_rank_r(a, b, weights)
     return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
 
@@ -310,9 +325,9 @@ def auroc(
     wins = (np.sign(s[positive][:, None] - s[negative][None, :]) + 1) / 2
     p_one, n_one = _one_hot(codes[positive], n_clusters), _one_hot(codes[negative], n_clusters)
     table = p_one.T @ wins @ n_one
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     pairs = (weights @ p_one.sum(axis=0)) * (weights @ n_one.sum(axis=0))
-    draws = _divide(((weights @ table) * weights).sum(axis=1), pairs)
+    draws = ratio(((weights @ table) * weights).sum(axis=1), pairs)
     return _estimate(float(wins.mean()), draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1))
 
 
@@ -349,7 +364,7 @@ def balanced_accuracy(
         axis=1,
     )
     value = float(_balanced(columns.sum(axis=0)[None, :])[0])
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     return _estimate(
         value, _balanced(weights @ columns), n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1)
     )
@@ -385,8 +400,8 @@ def pairwise_agreement(
     wins = (np.sign(s[:, None] - s[None, :]) + 1) / 2
     right = np.bincount(codes, weights=(wins * clear).sum(axis=1), minlength=n_clusters)
     pairs = np.bincount(codes, weights=clear.sum(axis=1), minlength=n_clusters)
-    weights = _resample(n_clusters, resamples, rng)
-    draws = _divide(weights @ right, weights @ pairs)
+    weights = draw_clusters(n_clusters, resamples, rng)
+    draws = ratio(weights @ right, weights @ pairs)
     value = float(right.sum() / pairs.sum())
     return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1))
 
@@ -413,7 +428,7 @@ def weighted_kappa(
     columns = np.stack(
         [np.bincount(codes, weights=part, minlength=n_clusters) for part in (a**0, a, b, a * a, b * b, a * b)], axis=1
     )
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     value = float(_kappa(columns.sum(axis=0)[None, :])[0])
     draws = _kappa(weights @ columns)
     return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
@@ -423,8 +438,8 @@ def _kappa(sums: FloatArray) -> FloatArray:
     """Of rows (n, sum a, sum b, sum a^2, sum b^2, sum ab): expected disagreement pairs every a with every b."""
     n, a, b, aa, bb, ab = sums.T
     observed = aa + bb - 2 * ab
-    expected = aa + bb - _divide(2 * a * b, n)
-    return 1 - _divide(observed, expected)
+    expected = aa + bb - ratio(2 * a * b, n)
+    return 1 - ratio(observed, expected)
 
 
 def wilson(successes: int, n: int, *, n_unscored: int = 0, confidence: float = CONFIDENCE) -> Estimate:
@@ -575,7 +590,7 @@ def _count(codes: IntArray) -> int:
     return int(codes.max()) + 1 if codes.size else 0
 
 
-def _resample(n_clusters: int, resamples: int, rng: np.random.Generator) -> FloatArray:
+def draw_clusters(n_clusters: int, resamples: int, rng: np.random.Generator) -> FloatArray:
     """How often each question is drawn in each resample: `(resamples, n_clusters)`."""
     return rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=resamples).astype(float)
 
@@ -622,10 +637,11 @@ def _r_of(moments: FloatArray, min_sd: float = 0.0) -> FloatArray:
 def _nanmean(values: FloatArray) -> FloatArray:
     """Mean over the last axis of what is finite; NaN, without a warning, where nothing is."""
     finite = np.isfinite(values)
-    return _divide(np.where(finite, values, 0.0).sum(axis=-1), finite.sum(axis=-1).astype(float))
+    return ratio(np.where(finite, values, 0.0).sum(axis=-1), finite.sum(axis=-1).astype(float))
 
 
-def _divide(top: FloatArray, bottom: FloatArray) -> FloatArray:
+def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    """Elementwise quotient, NaN, without a warning, where the lower part is not above 0."""
     safe = np.where(bottom > 0, bottom, 1.0)
     return np.where(bottom > 0, top / safe, np.nan)
 
@@ -635,7 +651,7 @@ def _one_hot(codes: IntArray, n_clusters: int) -> FloatArray:
 
 
 def _balanced(columns: FloatArray) -> FloatArray:
-    return (_divide(columns[:, 0], columns[:, 1]) + _divide(columns[:, 2], columns[:, 3])) / 2
+    return (ratio(columns[:, 0], columns[:, 1]) + ratio(columns[:, 2], columns[:, 3])) / 2
 
 
 def _weighted_rank_r(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
@@ -645,7 +661,7 @@ def _weighted_rank_r(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
     a = a - (weights * a).sum(axis=1, keepdims=True) / total
     b = b - (weights * b).sum(axis=1, keepdims=True) / total
     va, vb = (weights * a * a).sum(axis=1), (weights * b * b).sum(axis=1)
-    return _divide((weights * a * b).sum(axis=1), np.sqrt(va * vb))
+    return ratio((weights * a * b).sum(axis=1), np.sqrt(va * vb))
 
 
 def _weighted_ranks(values: FloatArray, weights: FloatArray) -> FloatArray:

@@ -24,10 +24,12 @@ from persona_bench.analysis.grouping import (
     mean_row,
     paired,
     scored,
+    single,
     spread,
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
+from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
 from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
@@ -51,10 +53,11 @@ BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
 GATE_MIN_SCORED = claim("J-judge-valid").min_n
 """A judge that scored fewer labelled answers of the report half decides no claim."""
-SCORED_SHARE = 0.5
-"""A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
+
+CELL = ("vector", "setting", "layers", "layer", "coefficient", "relative_dose")
+"""What names a cell of a sweep (`inspect_ext.cells.Cell`)."""
 
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": (
@@ -67,7 +70,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("kept", "drop_reason", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "question_id", "half", "epoch"),
+        *("trait", *CELL, "question_id", "half", "epoch"),
         *("status", "trait_score", "coherence", "log"),
     ),
     "monitoring": (
@@ -77,8 +80,8 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "projections": ("sample_id", "trait", "direction", "layer", *SIGNALS),
     "tokens": ("sample_id", "trait", "condition", "rung", "layer", "position", "token", "projection"),
     "mmlu": (
-        *("trait", "vector", "setting", "layer", "layers", "coefficient", "relative_dose", "benchmark", "scoring"),
-        *("shots", "source", "group", "question_id", "chance", "correct", "margin", "status", "log"),
+        *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group", "question_id", "chance"),
+        *("correct", "margin", "status", "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
@@ -118,7 +121,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("difference_p", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "half", *_COUNTS, "n_questions"),
+        *("trait", *CELL, "half", *_COUNTS, "n_questions"),
         *_with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
         "log",
     ),
@@ -152,10 +155,19 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         "log",
     ),
     "mmlu": (
-        *("trait", "vector", "setting", "layer", "layers", "coefficient", "relative_dose", "benchmark", "scoring"),
-        *("shots", "source", "group", "n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
+        *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group"),
+        *("n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
         *(*_with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
         *(*_with_interval("margin", "margin_difference"), "log"),
+    ),
+    "tradeoff": (
+        *("trait", *CELL, "half", "n", "n_scored", *_with_interval("trait_score", "coherence", "refusal_rate")),
+        *("coherent", "scoring", "mmlu_n", *_with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
+    ),
+    "tradeoff_summary": (
+        *("trait", "vector", "setting", "layers", "n_questions", "n_scored", "n_mmlu", "halved"),
+        *_with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
+        *("reason", "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
@@ -174,7 +186,7 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "judge_cases": ("trait", "kind", "grader", "method"),
     "judge_panel": ("trait", "eval", "first", "second"),
     "elicitation": ("trait", "side"),
-    "steering": ("trait", "half", "vector", "layer", "coefficient"),
+    "steering": ("trait", "half", "vector", "setting", "layer", "layers", "coefficient"),
     "steering_choice": ("trait", "sign"),
     "monitoring": ("trait", "condition", "half", "direction", "signal", "scope", "layer"),
     "monitoring_rungs": ("trait", "condition", "half", "side", "rung"),
@@ -184,6 +196,8 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "drift": ("trait", "direction", "signal", "scope"),
     "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("benchmark", "scoring", "shots", "group", "trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff": ("trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff_summary": ("trait", "vector", "setting", "layers"),
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
 }
@@ -210,7 +224,8 @@ class Samples:
     Attributes:
         judge: answers with a known level, scored by the judge.
         elicitation: answers under positive and negative instructions.
-        steering: answers under each vector, layer and coefficient; `vector` is persona, random or none.
+        steering: answers in each cell of a sweep; `vector` is persona, random, prompt (words instead) or none,
+            `layers` is text, and `relative_dose` is NaN where there is no dose (cap, ablate).
         monitoring: answers under pressure towards and against the trait, `rung` as the condition counts it; `prompt` is
             all the text before the answer.
         projections: signals of the monitored samples, one row a sample, direction and layer; the predictions of
@@ -279,6 +294,7 @@ def build_tables(
     steering = _steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
+    mmlu = _frame("mmlu", capability_rows(samples.mmlu, draw))
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "judge_cases": _judge_cases(samples.judge, draw),
@@ -287,7 +303,9 @@ def build_tables(
         "steering": steering,
         "steering_choice": choice,
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
-        "mmlu": _frame("mmlu", capability_rows(samples.mmlu, draw)),
+        "mmlu": mmlu,
+        "tradeoff": _frame("tradeoff", tradeoff_rows(steering, mmlu)),
+        "tradeoff_summary": _frame("tradeoff_summary", summary_rows(samples.steering, samples.mmlu, mmlu, draw)),
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
     }
@@ -355,11 +373,12 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
     """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
 
-    Among the cells of the persona vector with that sign on the half "select", a cell qualifies if it keeps at least
-    half of the unsteered coherence and at least half of its answers have a trait score. Of those, the positive choice
-    is the one with the highest mean trait score, the negative choice the one with the lowest; ties go to the smaller
-    dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice is the mirror
-    of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its result.
+    Among the cells of the persona vector at a single layer with that sign on the half "select", a cell qualifies if it
+    keeps at least half of the unsteered coherence and at least half of its answers have a trait score. Of those, the
+    positive choice is the one with the highest mean trait score, the negative choice the one with the lowest; ties go
+    to the smaller dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice
+    is the mirror of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its
+    result.
 
     Args:
         steering: the steering table.
@@ -368,7 +387,7 @@ def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
         One row a trait and sign; `layer` is NaN where nothing qualifies, and `reason` says why.
     """
     rows: list[Row] = []
-    for key, part in groups(steering, "trait"):
+    for key, part in groups(single(steering), "trait"):
         select = part[part["half"] == "select"]
         positive = _choose(select, +1)
         negative = _choose(select, -1)
@@ -511,6 +530,7 @@ def _elicitation_table(elicitation: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     return _frame("elicitation", rows)
 
 
+_CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
@@ -518,7 +538,7 @@ def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
     for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]
-        for key, part in groups(family, "vector", "layer", "coefficient"):
+        for key, part in groups(family, *_CELL_KEYS):
             name = ("steering", *pair.values(), *key.values())
             found = counts(part)
             answered = found["n"] - found["n_unscored"]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
-from persona_bench.analysis.grouping import log_names, scored
+from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -18,6 +18,7 @@ from persona_bench.analysis.tables import (
     control_of,
     vector_warnings,
 )
+from persona_bench.analysis.tradeoff import halvings
 from persona_bench.definitions.claims import (
     ALPHA,
     CLAIMS,
@@ -232,7 +233,7 @@ def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
     if math.isnan(chosen["layer"]):
         return _untestable(str(chosen["reason"]))
     frame = run.samples.steering
-    report = frame[(frame["trait"] == trait) & (frame["half"] == "report")]
+    report = single(frame[(frame["trait"] == trait) & (frame["half"] == "report")])
     at_cell = (report["layer"] == chosen["layer"]) & np.isclose(
         report["coefficient"].astype(float), chosen["coefficient"]
     )
@@ -467,6 +468,34 @@ def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     return replace(found, p=mcnemar(pairs))
 
 
+def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> _Finding:
+    mmlu, draw = run.tables["mmlu"], Draw(run.seed, run.resamples)
+    ways = {
+        (way.setting, way.layers): way
+        for way in halvings(run.samples.steering, run.samples.mmlu, mmlu, trait, draw)
+        if way.vector != "random"
+    }
+    if trait not in run.layers:
+        return _untestable("no layer was chosen, neither with the vector nor by steering")
+    steered, told = ways.get(("single", f"{run.layers[trait]:g}")), ways.get(("system_prompt", ""))
+    if steered is None or told is None:
+        missing = f"negative doses at layer {run.layers[trait]:g}" if steered is None else "the system prompt"
+        return _Finding("not run", f"{missing} not run on the report half")
+    log = "; ".join(sorted({*steered.log.split("; "), *told.log.split("; ")}))
+    for name, way in (("steering", steered), ("system prompt", told)):
+        if way.reason:
+            return _untestable(f"{name}: {way.reason}", n=way.n_scored, log=log)
+    counts = {"steering, scored answers": steered.n_scored, "system prompt, scored answers": told.n_scored}
+    few = _too_few(claim, counts, steered.unsteered.n_clusters, log)
+    if few:
+        return few
+    first, second = steered.accuracy, told.accuracy
+    n, clusters = min(first.n, second.n), min(first.n_clusters, second.n_clusters)
+    change = st.of_draws(first.value - second.value, first.draws - second.draws, n=n, n_clusters=clusters)
+    what = f"steering at relative dose {steered.dose.value:.2g} minus the system prompt, change in accuracy"
+    return _decide([_Bound(what, change, -1, claim.threshold)], log)
+
+
 def _joined(table: pd.DataFrame) -> str:
     return "; ".join(sorted(set(table["log"].astype(str))))
 
@@ -538,6 +567,7 @@ _RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
     "M1-monitoring-beats-text": _monitoring_beats_text,
     "C5-steering-costs-capability": _steering_costs_capability,
     "C6-steering-costs-coherence": _steering_costs_coherence,
+    "C7-prompt-costs-less": _prompt_costs_less,
     "C8-many-shot-overall": _monitoring_overall,
     "C9-many-shot-within": _monitoring_within,
     "L1-refusal-confound": _refusal_confound,

@@ -28,6 +28,8 @@ COHERENCE_SHARE = 0.5
 """A steered cell is usable while it keeps this share of the unsteered coherence."""
 TRAIT_FLOOR = 5.0
 """Below this unsteered trait score (0..100) there is nothing to suppress."""
+HALVED_SHARE = 0.9
+"""A strength that halves the trait score in fewer of the resamples than this is not settled, and has no cost."""
 
 
 @dataclass(frozen=True)

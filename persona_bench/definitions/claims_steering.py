@@ -86,6 +86,26 @@ CLAIMS: tuple[Claim, ...] = (
         judged=False,
     ),
     Claim(
+        id="C7-prompt-costs-less",
+        statement="Halving the trait score by steering costs more MMLU accuracy than a system prompt that halves it.",
+        section="Not in the paper: a check of this benchmark",
+        eval="mmlu_preservation",
+        statistic="change in MMLU accuracy, steering at the dose that halves the score minus the system prompt (share)",
+        rule=(
+            "Trait scores on the report half; steering at the single layer chosen on the select half, at the weakest "
+            "negative dose that halves the unsteered trait score, between doses by straight lines; the trait's most "
+            "suppressing system prompt, which may suppress it further; accuracy with the scoring that C5 rests on; "
+            "questions of both evals resampled together: supported if the 95 % interval of the difference lies below "
+            "0; contradicted if it lies above 0; otherwise inconclusive."
+        ),
+        threshold=0.0,
+        min_n=8,
+        not_testable_when=(
+            "the unsteered trait score is under 5, every scoring is at chance, or either way does not halve the score, "
+            "or does in under 90 % of the resamples: then it buys something else"
+        ),
+    ),
+    Claim(
         id="C10-response-mean-steers-best",
         statement="Of the ways to make a vector, the mean over response tokens steers best.",
         section="Extraction of vectors",

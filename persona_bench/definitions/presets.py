@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from persona_bench.definitions.outcomes import Way
 from persona_bench.errors import RunError
 
+SETTINGS = ("single", "multi", "incremental", "cap", "ablate", "system_prompt", "few_shot")
+"""How a trait may be steered or suppressed (`inspect_ext.cells.Cell`)."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -23,6 +26,8 @@ class Preset:
         layer_fractions: steered layers as fractions of the depth.
         doses: relative doses |alpha v| / mean |h_l|, signed; alpha follows from each vector and layer.
         random_vectors: random directions of the same norm steered with as controls.
+        settings: how the model is steered, and what else suppresses the trait.
+        controlled_settings: which of those have random vectors as controls.
         monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
         monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
@@ -43,6 +48,8 @@ class Preset:
     layer_fractions: tuple[float, ...]
     doses: tuple[float, ...]
     random_vectors: int
+    settings: tuple[str, ...]
+    controlled_settings: tuple[str, ...]
     monitoring_conditions: tuple[str, ...]
     monitoring_rollouts: int
     mmlu_questions: int
@@ -69,6 +76,8 @@ PRESETS = {
         layer_fractions=(0.4, 0.6),
         doses=(-0.4, 0.2, 0.4),
         random_vectors=1,
+        settings=("single", "ablate", "system_prompt"),  # what else suppresses a trait, at the price of two cells
+        controlled_settings=("single",),
         monitoring_conditions=("ladder",),
         monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
@@ -89,6 +98,8 @@ PRESETS = {
         layer_fractions=(0.3, 0.45, 0.6, 0.75),
         doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
         random_vectors=2,
+        settings=SETTINGS,
+        controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=3,
         mmlu_questions=500,
@@ -109,6 +120,8 @@ PRESETS = {
         layer_fractions=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
         random_vectors=3,
+        settings=SETTINGS,
+        controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=10,
         mmlu_questions=2850,

@@ -26,6 +26,7 @@ _FIGURE_OF = {
     "M1-monitoring-beats-text": "roc_{}",
     "C5-steering-costs-capability": "mmlu",
     "C6-steering-costs-coherence": "steering_{}",
+    "C7-prompt-costs-less": "frontier_{}",
     "C8-many-shot-overall": "monitoring_{}_many_shot",
     "C9-many-shot-within": "monitoring_{}_many_shot",
     "L2-monitoring-mostly-between": "monitoring_{}",
@@ -41,6 +42,8 @@ _TABLES = {
     "monitoring_rungs": "Monitoring: means by condition",
     "drift": "Drifting conversations: how early the alarm comes",
     "mmlu": "Capability: MMLU and second opinions, a row a cell",
+    "tradeoff_summary": "What halving the trait score costs",
+    "tradeoff": "Trait score beside MMLU, a row a cell",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }

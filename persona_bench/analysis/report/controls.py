@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis.capability import EVERY
+from persona_bench.analysis.grouping import single
 from persona_bench.analysis.tables import BASELINE
 from persona_bench.definitions.claims import Claim
 
@@ -35,7 +36,8 @@ def _steering(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> p
     sign = "negative" if claim.id.startswith("C2") else "positive"
     choice = tables["steering_choice"]
     choice = choice[(choice["trait"] == trait) & (choice["sign"] == sign) & choice["layer"].notna()]
-    cells = tables["steering"][(tables["steering"]["trait"] == trait) & (tables["steering"]["half"] == "report")]
+    cells = single(tables["steering"])
+    cells = cells[(cells["trait"] == trait) & (cells["half"] == "report")]
     if choice.empty or cells.empty:
         return pd.DataFrame()
     chosen = choice.iloc[0]

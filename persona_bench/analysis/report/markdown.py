@@ -13,6 +13,8 @@ from persona_bench.analysis.report.content import Block, ClaimRow, Code, Image, 
 
 MOST_ROWS = 12
 """A longer table is cut: a comment on a pull request holds 65,536 characters."""
+MOST_CELLS = 120
+"""A wide table is cut sooner."""
 _MARKUP = re.compile(r"([\\`*_\[\]|!~$#])")
 
 
@@ -40,10 +42,10 @@ def _md_block(block: Block, folder: Path) -> str:
     if isinstance(block, Image):
         where = Path(os.path.relpath(block.path, folder)).as_posix()
         return f"![{_md(block.alt)}]({quote(where)})"
-    note = block.note
-    if len(block.frame) > MOST_ROWS:
-        note = f"The first {MOST_ROWS} rows; report.html has more, and the CSV file all."
-    return _folded(block.title, "\n\n".join(filter(None, (_md_table(block.frame.head(MOST_ROWS)), _md(note)))))
+    note, most = block.note, min(MOST_ROWS, MOST_CELLS // max(1, len(block.frame.columns)))
+    if len(block.frame) > most:
+        note = f"The first {most} rows; report.html has more, and the CSV file all."
+    return _folded(block.title, "\n\n".join(filter(None, (_md_table(block.frame.head(most)), _md(note)))))
 
 
 def _folded(title: str, inside: str) -> str:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from persona_bench.analysis.capability import EVERY
 from persona_bench.analysis.drawing import all_traits, slug
+from persona_bench.analysis.grouping import single
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 _ALT = {
@@ -15,6 +16,7 @@ _ALT = {
     "roc": "True against false alarms of the projection and of its baselines",
     "trace": "Projection token by token over two responses",
     "drift": "Trait score and projection by turn of conversations that drift",
+    "frontier": "Trait score against MMLU accuracy, a point a way of steering or suppressing, with the frontier",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
@@ -33,7 +35,7 @@ def _trend(kind: str, trait: str, condition: str, tables: Mapping[str, pd.DataFr
     """The trend of a figure in one sentence, empty where its table holds none."""
     if kind == "steering":
         cells = tables["steering"]
-        cells = cells[(cells["trait"] == trait) & (cells["half"] == "report") & (cells["vector"] != "random")]
+        cells = single(cells[(cells["trait"] == trait) & (cells["half"] == "report") & (cells["vector"] != "random")])
         choice = tables["steering_choice"]
         chosen = choice[(choice["trait"] == trait) & (choice["sign"] == "positive")]["layer"].dropna()
         at = cells["layer"].isin([*chosen, *cells["layer"].tail(1)][:1]) | (cells["vector"] == "none")
