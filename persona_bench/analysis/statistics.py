@@ -46,10 +46,14 @@ __all__ = [
     "MIN_CONDITION_SD",
     "RESAMPLES",
     "Estimate",
+    "Interval",
     "WithinCondition",
     "auroc",
     "balanced_accuracy",
+    "beyond_random",
     "bootstrap_p",
+    "change",
+    "excess",
     "excess_strength",
     "holm",
     "mcnemar_exact",
@@ -57,6 +61,7 @@ __all__ = [
     "paired_difference",
     "pairwise_agreement",
     "pearson",
+    "slope",
     "spearman",
     "stream",
     "weighted_kappa",
@@ -86,6 +91,15 @@ class Estimate:
     n_unscored: int = 0
     n_clusters: int = 0
     draws: FloatArray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval and nothing else, as a file may hold it."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,84 @@ def excess_strength(first: Estimate, second: Estimate) -> Estimate:
         n_unscored=first.n_unscored,
         n_clusters=first.n_clusters,
     )
+
+
+def excess(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two statistics that come from the same questions and the same stream, first minus second."""
+    if first.draws.size != second.draws.size or first.n_clusters != second.n_clusters:
+        return _nothing(first.n_unscored)
+    return _estimate(
+        first.value - second.value,
+        first.draws - second.draws,
+        n=first.n,
+        n_unscored=first.n_unscored,
+        n_clusters=first.n_clusters,
+    )
+
+
+def beyond_random(
+    effects: ArrayLike, random: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """How much more one direction does than a random one, over questions and over random directions.
+
+    The value is the mean effect minus the mean effect of all random directions. Each resample draws questions and one
+    random direction, so the interval holds what another set of questions and another random direction would have
+    given. A random direction passes for more than random at most about as often as the interval misses.
+
+    Args:
+        effects: of the direction, by question, shape `(n_questions,)`.
+        random: of random directions on the same questions, shape `(n_questions, n_random)`.
+        rng: source of the resampling.
+        resamples: number of resamples.
+    """
+    own, other = np.asarray(effects, dtype=float), np.asarray(random, dtype=float)
+    if not own.size or not other.size:
+        return _nothing(0)
+    weights = _resample(own.size, resamples, rng) / own.size
+    drawn = rng.integers(other.shape[1], size=resamples)
+    draws = weights @ own - (weights * other[:, drawn].T).sum(axis=1)
+    value = float(own.mean() - other.mean())
+    return _estimate(value, draws, n=own.size, n_unscored=0, n_clusters=own.size)
+
+
+def change(new: Interval, old: Interval) -> Interval:
+    """The difference of two independent estimates, new minus old, from their intervals alone.
+
+    Each end adds the squared distances of the two estimates to the ends that matter (MOVER; Zou & Donner 2008,
+    Statistics in Medicine 27:1693-1702), so intervals may be lopsided, as those of a correlation are.
+    """
+    value = new.value - old.value
+    low = value - math.hypot(new.value - new.low, old.high - old.value)
+    return Interval(value, low, value + math.hypot(new.high - new.value, old.value - old.low))
+
+
+def slope(
+    x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """Least-squares slope of y on x, resampled by question.
+
+    Args:
+        x: shape `(n,)`.
+        y: shape `(n,)`; a point counts where both are finite.
+        clusters: the question of each point.
+        rng: source of the resampling.
+        resamples: number of bootstrap resamples.
+    """
+    (a, b), codes, unscored = _valid(clusters, x, y)
+    n_clusters = _count(codes)
+    if a.size < MIN_CONDITION_POINTS:
+        return _nothing(unscored, n=a.size, n_clusters=n_clusters)
+    moments = _moments(a - a.mean(), b - b.mean(), codes, np.zeros_like(codes), 1)[:, 0]
+    weights = _resample(n_clusters, resamples, rng)
+    value, draws = _slope_of(moments.sum(axis=0)[None, :])[0], _slope_of(weights @ moments)
+    return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters)
+
+
+def _slope_of(moments: FloatArray) -> FloatArray:
+    """Of rows (n, sum x, sum y, sum xx, sum yy, sum xy); NaN where x does not vary."""
+    n, sx, sy, sxx, _, sxy = moments.T
+    spread = sxx - sx * sx / n
+    return _divide(sxy - sx * sy / n, np.where(spread > _FLAT * n, spread, 0.0))
 
 
 def pearson(
