@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.regression import (
@@ -23,7 +24,7 @@ from persona_bench.analysis.regression import (
     packed,
 )
 from persona_bench.definitions.presets import CHECK, load_preset
-from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import VectorError
 from persona_bench.files import file_lock
 from persona_bench.models.assets import cache_dir
@@ -31,13 +32,14 @@ from persona_bench.pipeline import Say, Settings, check_evals, model_spec
 
 if TYPE_CHECKING:
     from persona_bench.analysis.tables import Samples
+    from persona_bench.definitions.presets import Preset
     from persona_bench.definitions.traits import Trait
+    from persona_bench.models.engine import Engine
     from persona_bench.models.loading import LoadedModel
     from persona_bench.vectors.vector import PersonaVector
 
 RANDOM_VECTORS = 200
 READING_QUESTIONS = 10
-WRITING_QUESTIONS = 40
 FOREIGN = {".pt": "a tensor file", ".bin": "a pickled tensor", ".gguf": "a control vector", ".npy": "an array"}
 
 
@@ -99,8 +101,7 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
         _fit_baseline(asked, held, baseline, trait, loaded, layer)
     say(f"checking the {trait.name} vector at layer {layer} of {loaded.n_layers} of {loaded.name}")
     measures = _static(vector, layer, held)
-    if vector.coefficient(layer, 1.0):
-        measures |= _judge_free(WORKER.engine(loaded), vector, trait, layer, asked.seed)
+    measures["separation"] = _separation(WORKER.engine(loaded), vector, trait, layer, sizes, asked.seed, say)
     settings = Settings(
         model=asked.model,
         preset=sizes.name,
@@ -212,7 +213,7 @@ def _static(vector: PersonaVector, layer: int, held: Baseline | None) -> dict[st
     squares = persona[1:] ** 2
     total = squares.sum(axis=1)
     share = squares.max(axis=1) / np.where(total > 0, total, 1)
-    refusal = abs(float(vector.refusal_cosines()[layer]))
+    refusal = float(vector.refusal_cosines()[layer])
     measures = {
         "norms": Measure.exact(float(((total == 0) | (share > MAX_SHARE)).sum()), vector.n_layers),
         "refusal cosine": Measure.exact(refusal, 1, "the file holds no refusal direction"),
@@ -225,26 +226,26 @@ def _static(vector: PersonaVector, layer: int, held: Baseline | None) -> dict[st
     return measures
 
 
-def _judge_free(engine: object, vector: PersonaVector, trait: Trait, layer: int, seed: int) -> dict[str, Measure]:
-    from persona_bench.models.engine import Engine
-    from persona_bench.vectors.selectivity import Effects, reading_effects, writing_effects
+def _separation(
+    engine: Engine, vector: PersonaVector, trait: Trait, layer: int, sizes: Preset, seed: int, say: Say
+) -> Measure:
+    from persona_bench.vectors.selectivity import separation
 
-    assert isinstance(engine, Engine)
-
-    def measured(name: str, effects: Effects, lacking: str) -> Measure:
-        return Measure.of(
-            st.beyond_random(effects.persona, effects.random, rng=st.stream(seed, "check", name)), lacking
-        )
-
-    answers = load_labelled(trait.name)
-    writing = writing_effects(
-        engine, vector, answers, layer, questions=WRITING_QUESTIONS, random_vectors=RANDOM_VECTORS
+    n = min(READING_QUESTIONS, len(trait.evaluation_questions)) * 2 * len(trait.instructions)
+    say(f"separation: {n} responses")
+    effects = separation(
+        engine,
+        vector,
+        trait,
+        layer,
+        questions=READING_QUESTIONS,
+        random_vectors=RANDOM_VECTORS,
+        temperature=sizes.temperature,
+        max_tokens=sizes.max_tokens,
+        seed=seed,
     )
-    reading = reading_effects(engine, vector, trait, layer, questions=READING_QUESTIONS, random_vectors=RANDOM_VECTORS)
-    return {
-        "writing": measured("writing", writing, "the trait has no labelled answers to contrast"),
-        "reading": measured("reading", reading, "the trait has too few evaluation questions"),
-    }
+    rng = st.stream(seed, "check", "separation")
+    return Measure.of(st.beyond_random(effects.persona, effects.random, rng=rng), "too few questions with responses")
 
 
 # --- from logs --------------------------------------------------------------------------------------------------------
@@ -299,9 +300,7 @@ def _steering(samples: Samples, trait: str, seed: int) -> dict[str, Measure]:
     }
 
 
-def _among(first: object, second: object, questions: set[int]) -> object:
-    import pandas as pd
-
+def _among(first: pd.DataFrame, second: pd.DataFrame, questions: set[int]) -> pd.DataFrame:
     both = pd.concat([first, second])
     return both[both["question_id"].isin(questions)]
 

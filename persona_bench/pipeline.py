@@ -195,9 +195,9 @@ def check_evals(settings: Settings, folder: Path, vector: Path, layer: int, say:
     if work.graders:
         work.validate_judge()
         found = work._gate().get(work.traits[0].name)
-        gate = "" if found and found["passes"] else "the judge in use was not checked on labelled answers"
+        gate = "" if found and found["passes"] else "judge gate: it was not checked on labelled answers of this trait"
         if found and not found["passes"]:
-            gate = f"AUROC {found['auroc']:.2f} and balanced accuracy {found['balanced_accuracy']:.2f}"
+            gate = f"judge gate: AUROC {found['auroc']:.2f}, balanced accuracy {found['balanced_accuracy']:.2f}"
     shared = {
         "trait": settings.traits[0],
         "preset": settings.preset,
@@ -213,7 +213,7 @@ def check_evals(settings: Settings, folder: Path, vector: Path, layer: int, say:
             task.dataset = task.dataset.filter(lambda sample: bool((sample.metadata or {})["half"] == "report"))
         work._eval_set("steering", tasks)
     work._eval_set("mmlu", [mmlu_preservation(**shared)])
-    return Checked(work._logs(), gate and f"judge gate: {gate}")
+    return Checked(work._logs(), gate)
 
 
 class _Run:

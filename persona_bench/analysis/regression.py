@@ -1,12 +1,15 @@
 """Is this vector as good as the last one? Measurements of one vector -> checks, by rules written before any result.
 
 Without a baseline a measurement is held against a fixed bound: it is `worse` if its whole 95 % interval lies on the bad
-side. What makes a vector one, that it does more than a random direction, must be shown: there an interval that spans
-the bound is `worse` too. With a baseline, a measurement is also `worse` if the whole 95 % interval of its difference to
-the baseline's lies on the bad side. That interval is made of the two intervals as if their questions had been drawn
-independently: paired ones are narrower, but answer only for these questions, and would call a vector worse that was
-extracted anew with another seed. An unchanged vector is never worse. What cannot be measured is `not testable`, with
-the reason, and never passes for good.
+side. What makes a vector one, that it tells its trait better than a random direction, must be shown: there an interval
+that spans the bound is `worse` too.
+
+With a baseline, a measurement is also `worse` if the whole 95 % interval of its difference to the baseline's lies on
+the bad side. That interval is made of the two intervals as if their questions had been drawn independently: paired
+ones are narrower, but answer only for these questions, and would call a vector worse that was extracted anew with
+another seed. An unchanged vector is never worse than itself.
+
+What cannot be measured is `not testable`, with the reason, and never passes for good.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_bench.analysis import statistics as st
-from persona_bench.definitions.claims import claim
 from persona_bench.errors import DataError
 from persona_bench.files import write_atomic
+from persona_bench.vectors.extraction import MAX_REFUSAL_COSINE
 
 FORMAT = "persona-bench-check/1"
 MAX_BYTES = 2**24
@@ -61,10 +64,15 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule("norms", "layers whose direction is zero, or lies in a single coordinate", -1, 0.0, required=True),
-    Rule("refusal cosine", "|cosine| with refusal at the layer", -1, claim("L1-refusal-confound").threshold),
+    Rule("refusal cosine", "cosine with refusal at the layer: along it, steering makes refuse", -1, MAX_REFUSAL_COSINE),
     Rule("baseline cosine", "cosine with the baseline's vector at the layer", 1, MIN_COSINE, required=True),
-    Rule("writing", "pull on the likelihood of answers with the trait, beyond random (nats/token/dose)", 1, 0.0, True),
-    Rule("reading", "projection for minus against instructions, beyond random (share of |h|)", 1, 0.0),
+    Rule(
+        "separation",
+        "responses for the trait minus against it on the vector, beyond random (share of |h|)",
+        1,
+        0.0,
+        True,
+    ),
     Rule("steering slope", "trait score points a unit of relative dose", 1, 0.0, judged=True),
     Rule("steering beyond random", "that slope minus the random vectors'", 1, 0.0, judged=True),
     Rule("coherence", "coherence steered minus unsteered (points)", 1, -25.0, judged=True),

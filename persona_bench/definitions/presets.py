@@ -101,8 +101,8 @@ PRESETS = {
 
 CHECK = "check-"
 """Before the name of a preset: the sizes of `persona-bench check`, which measures one vector at one layer."""
-_CHECKED = {
-    name: replace(
+CHECKED = {
+    f"{CHECK}{name}": replace(
         preset,
         name=f"{CHECK}{name}",
         evaluation_questions=20,  # those of the report half are asked
@@ -125,6 +125,6 @@ def load_preset(name: str) -> Preset:
     Raises:
         RunError: for an unknown name.
     """
-    if name not in PRESETS and name not in _CHECKED:
+    if name not in PRESETS and name not in CHECKED:
         raise RunError(f"unknown preset {name.removeprefix(CHECK)!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS.get(name) or _CHECKED[name]
+    return PRESETS.get(name) or CHECKED[name]
