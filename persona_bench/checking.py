@@ -244,8 +244,7 @@ def _separation(
         max_tokens=sizes.max_tokens,
         seed=seed,
     )
-    rng = st.stream(seed, "check", "separation")
-    return Measure.of(st.beyond_random(effects.persona, effects.random, rng=rng), "too few questions with responses")
+    return Measure.of(st.beyond_random(effects.persona, effects.random), "too few questions with responses")
 
 
 # --- from logs --------------------------------------------------------------------------------------------------------

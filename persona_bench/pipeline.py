@@ -198,7 +198,7 @@ def check_evals(settings: Settings, folder: Path, vector: Path, layer: int, say:
         gate = "" if found and found["passes"] else "judge gate: it was not checked on labelled answers of this trait"
         if found and not found["passes"]:
             gate = f"judge gate: AUROC {found['auroc']:.2f}, balanced accuracy {found['balanced_accuracy']:.2f}"
-    shared = {
+    shared: dict[str, Any] = {
         "trait": settings.traits[0],
         "preset": settings.preset,
         "vector": str(vector.resolve()),

@@ -111,11 +111,11 @@ def test_random_directions_rarely_pass_for_more_than_random() -> None:
     for seed in range(400):
         rng = np.random.default_rng(seed)
         effects = rng.normal(size=21)[None, :] + 0.3 * rng.normal(size=(10, 21))
-        found = st.beyond_random(effects[:, 0], effects[:, 1:], rng=rng, resamples=300)
+        found = st.beyond_random(effects[:, 0], effects[:, 1:])
         passed += found.low > 0
-    assert passed <= 20  # 5 %, where 2.5 % are expected
+    assert 2 <= passed <= 19  # 2.5 % of 400 are expected: the interval is neither too narrow nor idle
     special = effects[:, 0] * 0 + 6.0
-    assert st.beyond_random(special, effects[:, 1:], rng=np.random.default_rng(0)).low > 0
+    assert st.beyond_random(special, effects[:, 1:]).low > 0
 
 
 def test_slope_and_excess_find_what_was_planted() -> None:
@@ -242,7 +242,6 @@ def small(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
     sizes = dataclasses.replace(presets.load_preset("check-quick"), max_tokens=6, mmlu_questions=6)
     monkeypatch.setitem(presets.CHECKED, "check-quick", sizes)
-    monkeypatch.setattr(checking, "READING_QUESTIONS", 6)
     return folder
 
 
@@ -252,7 +251,7 @@ def vector(small: Path, tmp_path: Path) -> Path:
     loaded, trait = load(str(small)), load_trait("evil")
     blind = tiny_vector(provenance={"weights_hash": loaded.weights_hash, "model": "tiny"})
     seen = separation(
-        Engine(loaded), blind, trait, LAYER, questions=6, random_vectors=64, temperature=0.7, max_tokens=6
+        Engine(loaded), blind, trait, LAYER, questions=10, random_vectors=64, temperature=0.7, max_tokens=6
     )
     # The effects on 64 known directions tell the difference itself, in 32 dimensions.
     units = torch.nn.functional.normalize(
@@ -295,7 +294,8 @@ def test_exit_codes_end_to_end(vector: Path, small: Path, tmp_path: Path) -> Non
     assert alone.exit_code == 1 and "separation" in alone.output, alone.output
     assert not (tmp_path / "no.json").exists()
     assert int(ElementTree.parse(junit).getroot().attrib["failures"]) == 1
-    assert "worse: baseline cosine, separation" in call(random, *shared, "--baseline", written).output
+    beside = call(random, *shared, "--baseline", written)
+    assert beside.exit_code == 1 and "worse: baseline cosine, separation" in beside.output, beside.output
 
 
 def wrong(kind: str, vector: Path, target: Path) -> Path:

@@ -160,7 +160,7 @@ def _steering(runs: Sequence[Run]) -> Figure | None:
     if not lines:
         return None
     figure = new_figure(4.4, width=2.6 * len(lines) + 0.6)
-    panels = np.atleast_1d(figure.subplots(1, len(lines), sharey=True))
+    panels = list(np.atleast_1d(figure.subplots(1, len(lines), sharey=True)))
     colours = _colours(runs)
     for axes, (run, line) in zip(panels, lines, strict=True):
         axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
@@ -217,7 +217,7 @@ def _monitoring(runs: Sequence[Run]) -> Figure | None:
     every = pd.concat([rows for _, rows in parts])
     names = sorted(set(zip(every["trait"], every["condition"], strict=True)))
     figure = new_figure(1.8 + 0.42 * len(names), width=2.6 * len(parts) + 1.4)
-    panels = np.atleast_1d(figure.subplots(1, len(parts), sharey=True))
+    panels = list(np.atleast_1d(figure.subplots(1, len(parts), sharey=True)))
     colours = _colours(runs)
     for axes, (run, rows) in zip(panels, parts, strict=True):
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
@@ -268,16 +268,8 @@ def _colours(runs: Sequence[Run]) -> dict[str, str]:
 
 def _shared_legend(figure: Figure, panels: Sequence[Any]) -> None:
     """One legend for all panels, with what each of them shows."""
-    known: set[str] = set()
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        for handle, label in zip(handles, labels, strict=True):
-            if label in known:
-                handle.set_label("_")
-            known.add(label)
-    handles, labels = [], []
-    for axes in panels:
-        some = axes.get_legend_handles_labels()
-        handles += some[0]
-        labels += some[1]
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    # What is steered comes first, its controls after.
+    labels = sorted(shown, key=lambda label: "random" in label)
+    handles = [shown[label] for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)

@@ -31,7 +31,7 @@ from persona_bench.errors import DataError
 from persona_bench.files import write_atomic
 from persona_bench.vectors.extraction import MAX_REFUSAL_COSINE
 
-FORMAT = "persona-bench-check/1"
+FORMAT: Literal["persona-bench-check/1"] = "persona-bench-check/1"
 MAX_BYTES = 2**24
 MIN_COSINE = 0.5
 """Under this cosine with the baseline's vector the two share less than a quarter of their variance."""
@@ -49,23 +49,44 @@ class Rule:
         id: short name, in tables, JUnit and baselines.
         what: what is measured, with its unit.
         side: +1 if more is better, -1 if less is.
-        bound: what the value is held against without a baseline; None for none.
+        bound: what the value is held against, with a baseline or without.
         required: whether an interval that spans the bound is worse.
-        judged: whether the numbers come from the judge, so that its gate applies.
+        compared: whether it is held against the baseline too. A number that is not sampled has no interval, so no
+            tolerance either, and is held against its bound alone.
     """
 
     id: str
     what: str
     side: int
-    bound: float | None
+    bound: float
     required: bool = False
-    judged: bool = False
+    compared: bool = True
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("norms", "layers whose direction is zero, or lies in a single coordinate", -1, 0.0, required=True),
-    Rule("refusal cosine", "cosine with refusal at the layer: along it, steering makes refuse", -1, MAX_REFUSAL_COSINE),
-    Rule("baseline cosine", "cosine with the baseline's vector at the layer", 1, MIN_COSINE, required=True),
+    Rule(
+        "norms",
+        "layers whose direction is zero, or lies in a single coordinate",
+        -1,
+        0.0,
+        required=True,
+        compared=False,
+    ),
+    Rule(
+        "refusal cosine",
+        "cosine with refusal at the layer: along it, steering makes refuse",
+        -1,
+        MAX_REFUSAL_COSINE,
+        compared=False,
+    ),
+    Rule(
+        "baseline cosine",
+        "cosine with the baseline's vector at the layer",
+        1,
+        MIN_COSINE,
+        required=True,
+        compared=False,
+    ),
     Rule(
         "separation",
         "responses for the trait minus against it on the vector, beyond random (share of |h|)",
@@ -73,11 +94,11 @@ RULES: tuple[Rule, ...] = (
         0.0,
         True,
     ),
-    Rule("steering slope", "trait score points a unit of relative dose", 1, 0.0, judged=True),
-    Rule("steering beyond random", "that slope minus the random vectors'", 1, 0.0, judged=True),
-    Rule("coherence", "coherence steered minus unsteered (points)", 1, -25.0, judged=True),
-    Rule("monitoring r", "Pearson r, last prompt token against trait score, ladder", 1, 0.0, judged=True),
-    Rule("monitoring beyond random", "r minus the median |r| of random directions", 1, 0.0, judged=True),
+    Rule("steering slope", "trait score points a unit of relative dose", 1, 0.0),
+    Rule("steering beyond random", "that slope minus the random vectors'", 1, 0.0),
+    Rule("coherence", "coherence steered minus unsteered (points)", 1, -25.0),
+    Rule("monitoring r", "Pearson r, last prompt token against trait score, ladder", 1, 0.0),
+    Rule("monitoring beyond random", "r minus the median |r| of random directions", 1, 0.0),
     Rule("MMLU", "accuracy steered minus unsteered (share)", 1, -0.1),
 )
 """In the order in which they are shown."""
@@ -251,14 +272,14 @@ def _check(rule: Rule, measure: Measure, held: _HeldMeasure | None) -> Check:
     old = None if held is None else Measure(held.value, held.low, held.high, held.n)
     if measure.reason:
         return Check(rule, measure, "not testable", measure.reason, old)
-    complaints, doubts = [], []
-    if rule.bound is not None:
-        if _beyond(measure.high if rule.side > 0 else measure.low, rule.bound, rule.side):
-            complaints.append(f"{_shown(measure.interval)} lies on the wrong side of {rule.bound:g}")
-        elif _beyond(measure.low if rule.side > 0 else measure.high, rule.bound, rule.side):
-            text = f"{_shown(measure.interval)} spans {rule.bound:g}"
-            (complaints if rule.required else doubts).append(f"{text}, but must clear it" if rule.required else text)
-    if old is not None:
+    complaints: list[str] = []
+    doubts: list[str] = []
+    if _beyond(measure.high if rule.side > 0 else measure.low, rule.bound, rule.side):
+        complaints.append(f"{_shown(measure.interval)} lies on the wrong side of {rule.bound:g}")
+    elif _beyond(measure.low if rule.side > 0 else measure.high, rule.bound, rule.side):
+        text = f"{_shown(measure.interval)} spans {rule.bound:g}"
+        (complaints if rule.required else doubts).append(f"{text}, but must clear it" if rule.required else text)
+    if old is not None and rule.compared:
         moved = st.change(measure.interval, old.interval)
         if _beyond(moved.high if rule.side > 0 else moved.low, 0.0, rule.side):
             complaints.append(f"changed by {_shown(moved)} from the baseline's {old.value:.3g}")

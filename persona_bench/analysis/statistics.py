@@ -229,29 +229,36 @@ def excess(first: Estimate, second: Estimate) -> Estimate:
     )
 
 
-def beyond_random(
-    effects: ArrayLike, random: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> Estimate:
-    """How much more one direction does than a random one, over questions and over random directions.
+def beyond_random(effects: ArrayLike, random: ArrayLike) -> Estimate:
+    """How much more one direction does than a random one, with an interval over questions and over random directions.
 
-    The value is the mean effect minus the mean effect of all random directions. Each resample draws questions and one
-    random direction, so the interval holds what another set of questions and another random direction would have
-    given. A random direction passes for more than random at most about as often as the interval misses.
+    The value is the mean effect minus the mean effect of the random directions. Its variance is that of the mean over
+    questions plus that of one more random direction (a prediction interval), and the degrees of freedom are Welch and
+    Satterthwaite's (Satterthwaite 1946, Biometrics Bulletin 2:110-114): a random direction has effects of its own, the
+    same on every question, so questions alone would let it pass for more than random. A bootstrap of so few questions
+    would widen the part of the random directions too, of which there are many.
 
     Args:
         effects: of the direction, by question, shape `(n_questions,)`.
         random: of random directions on the same questions, shape `(n_questions, n_random)`.
-        rng: source of the resampling.
-        resamples: number of resamples.
+
+    Returns:
+        Without draws; no interval with fewer than two questions or two random directions.
     """
     own, other = np.asarray(effects, dtype=float), np.asarray(random, dtype=float)
-    if not own.size or not other.size:
-        return _nothing(0)
-    weights = _resample(own.size, resamples, rng) / own.size
-    drawn = rng.integers(other.shape[1], size=resamples)
-    draws = weights @ own - (weights * other[:, drawn].T).sum(axis=1)
-    value = float(own.mean() - other.mean())
-    return _estimate(value, draws, n=own.size, n_unscored=0, n_clusters=own.size)
+    if own.size < 2 or other.shape[1] < 2:
+        return _nothing(0, n=own.size, n_clusters=own.size)
+    from scipy import special
+
+    beyond = own - other.mean(axis=1)
+    by_question = float(beyond.var(ddof=1)) / own.size
+    by_direction = float(other.mean(axis=0).var(ddof=1)) * (1 + 1 / other.shape[1])
+    total = by_question + by_direction
+    parts = by_question**2 / (own.size - 1) + by_direction**2 / (other.shape[1] - 1)
+    freedom = total**2 / parts if parts else own.size - 1
+    half = -float(special.stdtrit(freedom, (1 - CONFIDENCE) / 2)) * math.sqrt(total)
+    value = float(beyond.mean())
+    return Estimate(value, value - half, value + half, own.size, 0, own.size)
 
 
 def change(new: Interval, old: Interval) -> Interval:

@@ -89,7 +89,7 @@ def separation(
     hidden = hidden.reshape(len(asked), len(trait.instructions), 2, -1)
     # A pair with an empty response says nothing; a question where all pairs do is left out.
     moved = hidden[:, :, 0] - hidden[:, :, 1]
-    whole = np.isfinite(moved).all(axis=2)
+    whole = np.asarray(np.isfinite(moved).all(axis=2))
     by_question = [moved[index][whole[index]].mean(axis=0) for index in range(len(asked)) if whole[index].any()]
     if not by_question:
         return Effects(np.zeros(0), np.zeros((0, random_vectors)))
