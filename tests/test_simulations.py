@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from persona_bench.analysis import verdicts as vd
+from persona_bench.analysis.monitoring import monitoring_points
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.definitions.presets import PRESETS
@@ -36,6 +37,8 @@ PAPER = World(
     mmlu=0.6,
     mmlu_cost=0.1,  # 5 points at this dose
     mmlu_questions=PRESETS["paper"].mmlu_questions,
+    rung_effect=0.83,  # with the noise of ten rollouts that is r = 0.75 overall and 0.51 within (evil, system prompts)
+    within=1.13,
     scripts=2,
 )
 
@@ -122,6 +125,14 @@ def test_shuffling_leaves_no_effect_and_every_score() -> None:
 def test_nulls_are_rarely_supported() -> None:
     counts = null_counts(30, SMALL)
     assert max(counts.values()) <= most(30), counts
+
+
+def test_the_planted_correlations_are_the_paper_s() -> None:
+    worlds = [make_samples(dataclasses.replace(PAPER, seed=seed)) for seed in range(8)]
+    points = [monitoring_points(samples, "evil", "persona", 8.0) for samples in worlds]
+    overall = np.mean([part["value"].corr(part["trait_score"]) for part in points])
+    within = np.mean([rung["value"].corr(rung["trait_score"]) for part in points for _, rung in part.groupby("rung")])
+    assert overall == pytest.approx(0.747, abs=0.03) and within == pytest.approx(0.511, abs=0.05)
 
 
 def test_effects_of_the_paper_s_size_are_seen_at_its_sizes() -> None:

@@ -200,12 +200,17 @@ def _errors(
 
 
 def _chosen_line(run: Run) -> pd.DataFrame:
-    """The report-half cells at each trait's chosen layer, with the random ones of whatever layer they were run at."""
+    """The report-half cells at each trait's chosen layer, with the random ones of the layer nearest to it."""
     cells, choice = run.tables["steering"], run.tables["steering_choice"]
-    layers = {row["trait"]: row["layer"] for _, row in choice[choice["sign"] == "positive"].iterrows()}
-    at = cells["layer"] == cells["trait"].map(layers)
-    wanted = (cells["half"] == "report") & ((cells["vector"] == "random") | (at & (cells["vector"] == "persona")))
-    return cells[wanted].dropna(subset=["difference"])
+    report = cells[cells["half"] == "report"].dropna(subset=["difference"])
+    parts = [report.iloc[:0]]
+    for _, chosen in choice[(choice["sign"] == "positive") & choice["layer"].notna()].iterrows():
+        for vector in ("persona", "random"):
+            part = report[(report["trait"] == chosen["trait"]) & (report["vector"] == vector)]
+            distance = (part["layer"].astype(float) - float(chosen["layer"])).abs()
+            # Controls are run at fewer layers than the vector is; the vector itself is shown at its layer or not at all.
+            parts.append(part[distance == (0 if vector == "persona" else distance.min())])
+    return pd.concat(parts)
 
 
 def _monitoring(runs: Sequence[Run]) -> Figure | None:
