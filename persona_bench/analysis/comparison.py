@@ -208,7 +208,7 @@ def _chosen_line(run: Run) -> pd.DataFrame:
         for vector in ("persona", "random"):
             part = report[(report["trait"] == chosen["trait"]) & (report["vector"] == vector)]
             distance = (part["layer"].astype(float) - float(chosen["layer"])).abs()
-            # Controls are run at fewer layers than the vector is; the vector itself is shown at its layer or not at all.
+            # Controls are run at fewer layers than the vector is.
             parts.append(part[distance == (0 if vector == "persona" else distance.min())])
     return pd.concat(parts)
 
