@@ -6,6 +6,7 @@ import errno
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def _print_claims(path: Path) -> None:
 
     # Where nobody looks (a pipe, a log) the lines are as long as in a plain terminal.
     print_claims(read_claims(path), Console(width=None if sys.stdout.isatty() else 80, highlight=False))
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, as names and reasons may hold what rich takes for markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @main.command()
@@ -261,6 +276,79 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
     layer = trace_layer(vector, layers or range(1, vector.n_layers + 1))
     note = f"{model} · transcript {number} · {tokens['position'].nunique()} tokens"
     save_trace(tokens, path, f"{model}: {vector.trait}, layer {layer}", note)
+
+
+@main.command()
+@click.argument("vector", type=click.Path(path_type=Path))
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--baseline", type=click.Path(path_type=Path), help="What to compare with.  [default: nothing]")
+@click.option("--write-baseline", type=click.Path(path_type=Path), help="Write one, if the vector is good.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
+@click.option("--summary", type=click.Path(path_type=Path), help="Append Markdown here ($GITHUB_STEP_SUMMARY).")
+@click.option("--trait-file", default="", help="Of a trait that is none of the suite's.")
+@click.option(
+    "--grader",
+    default=DEFAULT_GRADER,
+    callback=_some_grader,
+    help=f"{GRADER_HELP} `none`: only what needs no judge.",
+    **SHOWN,
+)
+@click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
+@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the vector's, else the middle]")
+@click.option("--seed", default=0, help="Of sampling and resampling.", **SHOWN)
+@click.option("--work", type=click.Path(path_type=Path), help="Folder of the logs.  [default: one in the cache]")
+@click.option("--other-weights", is_flag=True, help="Also where the vector was made from other weights.")
+def check(
+    vector: Path,
+    model: str,
+    baseline: Path | None,
+    write_baseline: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    trait_file: str,
+    grader: str,
+    preset: str,
+    layer: int | None,
+    seed: int,
+    work: Path | None,
+    other_weights: bool,
+) -> None:
+    """Is this vector as good as the last one? Exit code 0 as good, 1 worse, 2 could not be checked."""
+    from persona_bench import checking
+    from persona_bench.analysis import regression_output as output
+    from persona_bench.files import write_atomic
+
+    asked = checking.Asked(vector, model, trait_file, grader, preset, layer, seed, other_weights)
+    try:
+        outcome, new = checking.check(asked, baseline, work, _say)
+    except PersonaBenchError as error:
+        if junit is not None:
+            write_atomic(junit, output.junit_error(str(vector), str(error)))
+        raise
+    _print_table(outcome.title, output.COLUMNS, outcome.rows())
+    click.echo(outcome.verdict)
+    if junit is not None:
+        write_atomic(junit, output.junit(outcome))
+    if summary is not None:
+        held = summary.read_text(encoding="utf-8") if summary.exists() else ""
+        write_atomic(summary, held + output.markdown(outcome))
+    if write_baseline is not None and outcome.code == 0:
+        new.save(write_baseline)
+        click.echo(f"Baseline: {write_baseline}")
+    elif write_baseline is not None:
+        click.echo(f"{write_baseline} is not written: a baseline is made of a vector that passes", err=True)
+    sys.exit(outcome.code)
+
+
+@main.command()
+@click.option("--results", default="results", type=click.Path(path_type=Path), help="Folder of runs.", **SHOWN)
+@click.option("--out", default="paper_figures", type=click.Path(path_type=Path), help="Redrawn whole.", **SHOWN)
+def figures(results: Path, out: Path) -> None:
+    """Draw the figures of all runs under RESULTS anew, several models side by side, from their tables alone."""
+    from persona_bench.analysis.comparison import draw_results
+
+    drawn = draw_results(results, out, _say)
+    click.echo(f"{out}: {len(drawn)} files")
 
 
 @main.command()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "slug", "trait_colours"]
+__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "slug", "trait_colours", "verdict_matrix"]
 
 VERDICT_COLOURS: Mapping[str, str] = {
     "supported": "#009E73",
@@ -50,13 +50,14 @@ VERDICT_COLOURS: Mapping[str, str] = {
 """Fill of each verdict, in the matrix and in the report; the word always stands beside the colour."""
 
 
-def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption) -> list[Path]:
+def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption, prefix: str = "") -> list[Path]:
     """Draw every figure that the tables have rows for.
 
     Args:
         tables: as `build_tables` gives them, and `claims` (from `judge_claims`) for the overview.
         folder: is made where it does not exist.
         caption: what stands under each figure.
+        prefix: before every file name.
 
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
@@ -67,7 +68,7 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption)
     paths: list[Path] = []
     with drawing_style():
         for name, figure in _figures(tables, colours, caption):
-            paths += save(figure, folder / name)
+            paths += save(figure, folder / f"{prefix}{name}")
     return paths
 
 
@@ -231,20 +232,31 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
 
 
 def _claims_figure(claims: pd.DataFrame, caption: Caption) -> "Figure":
-    """Verdicts as a matrix, a claim a row and a trait a column; the word stands in every cell."""
-    names, traits = list(dict.fromkeys(claims["claim"])), sorted(set(claims["trait"]))
-    figure = new_figure(1.4 + 0.46 * len(names), width=max(WIDTH, 2.2 + 1.15 * len(traits)))
+    """Verdicts of one run, a trait a column."""
+    return verdict_matrix(claims.assign(column=claims["trait"]), caption, order=sorted(set(claims["trait"])))
+
+
+def verdict_matrix(claims: pd.DataFrame, caption: Caption, order: Sequence[str]) -> "Figure":
+    """Verdicts as a matrix, a claim a row; the word stands in every cell.
+
+    Args:
+        claims: as `judge_claims` gives them, with the name of its column in `column`.
+        caption: what stands under the figure.
+        order: the columns.
+    """
+    names, columns = list(dict.fromkeys(claims["claim"])), list(order)
+    figure = new_figure(1.4 + 0.46 * len(names), width=max(WIDTH, 2.2 + 1.15 * len(columns)))
     axes = figure.subplots()
     for _, row in claims.iterrows():
-        x, y = traits.index(row["trait"]), names.index(row["claim"])
+        x, y = columns.index(row["column"]), names.index(row["claim"])
         verdict = str(row["verdict"])
         axes.add_patch(_patch(x, y, VERDICT_COLOURS.get(verdict, "#FFFFFF")))
         estimate = "" if pd.isna(row["estimate"]) else f"\n{float(row['estimate']):.2f}"
         bold = "bold" if verdict in ("supported", "contradicted") else "normal"
         axes.text(x + 0.5, y + 0.5, verdict + estimate, ha="center", va="center", fontsize=9, fontweight=bold)
-    axes.set_xlim(0, len(traits))
+    axes.set_xlim(0, len(columns))
     axes.set_ylim(len(names), 0)
-    axes.set_xticks(np.arange(len(traits)) + 0.5, ["\n".join(textwrap.wrap(flat_text(trait), 14)) for trait in traits])
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(column) for column in columns])
     axes.set_yticks(np.arange(len(names)) + 0.5, ["\n".join(textwrap.wrap(_readable(name), 20)) for name in names])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -255,6 +267,11 @@ def _claims_figure(claims: pd.DataFrame, caption: Caption) -> "Figure":
     n = f"{tested.min()} to {tested.max()} a verdict" if len(tested) else 0
     put_foot(figure, caption.line(n), "Under each verdict: the estimate of the claim's statistic.")
     return figure
+
+
+def _wrapped(column: str) -> str:
+    """Each line of a column's name, short enough to stand above its cells."""
+    return "\n".join("\n".join(textwrap.wrap(flat_text(line), 14)) for line in column.split("\n"))
 
 
 def _patch(x: int, y: int, colour: str) -> Any:

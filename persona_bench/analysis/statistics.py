@@ -46,11 +46,15 @@ __all__ = [
     "MIN_CONDITION_SD",
     "RESAMPLES",
     "Estimate",
+    "Interval",
     "WithinCondition",
     "auroc",
     "balanced_accuracy",
+    "beyond_random",
     "bootstrap_p",
+    "change",
     "draw_clusters",
+    "excess",
     "excess_strength",
     "holm",
     "mcnemar_exact",
@@ -60,6 +64,7 @@ __all__ = [
     "pairwise_agreement",
     "pearson",
     "ratio",
+    "slope",
     "spearman",
     "stream",
     "weighted_kappa",
@@ -89,6 +94,15 @@ class Estimate:
     n_unscored: int = 0
     n_clusters: int = 0
     draws: FloatArray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval and nothing else, as a file may hold it."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -215,6 +229,91 @@ def excess_strength(first: Estimate, second: Estimate) -> Estimate:
         n_unscored=first.n_unscored,
         n_clusters=first.n_clusters,
     )
+
+
+def excess(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two statistics that come from the same questions and the same stream, first minus second."""
+    if first.draws.size != second.draws.size or first.n_clusters != second.n_clusters:
+        return _nothing(first.n_unscored)
+    return _estimate(
+        first.value - second.value,
+        first.draws - second.draws,
+        n=first.n,
+        n_unscored=first.n_unscored,
+        n_clusters=first.n_clusters,
+    )
+
+
+def beyond_random(effects: ArrayLike, random: ArrayLike) -> Estimate:
+    """How much more one direction does than a random one, with an interval over questions and over random directions.
+
+    The value is the mean effect minus the mean effect of the random directions. Its variance is that of the mean over
+    questions plus that of one more random direction (a prediction interval), and the degrees of freedom are Welch and
+    Satterthwaite's (Satterthwaite 1946, Biometrics Bulletin 2:110-114): a random direction has effects of its own, the
+    same on every question, so questions alone would let it pass for more than random. A bootstrap of so few questions
+    would widen the part of the random directions too, of which there are many.
+
+    Args:
+        effects: of the direction, by question, shape `(n_questions,)`.
+        random: of random directions on the same questions, shape `(n_questions, n_random)`.
+
+    Returns:
+        Without draws; no interval with fewer than two questions or two random directions.
+    """
+    own, other = np.asarray(effects, dtype=float), np.asarray(random, dtype=float)
+    if own.size < 2 or other.shape[1] < 2:
+        return _nothing(0, n=own.size, n_clusters=own.size)
+    from scipy import special
+
+    beyond = own - other.mean(axis=1)
+    by_question = float(beyond.var(ddof=1)) / own.size
+    by_direction = float(other.mean(axis=0).var(ddof=1)) * (1 + 1 / other.shape[1])
+    total = by_question + by_direction
+    parts = by_question**2 / (own.size - 1) + by_direction**2 / (other.shape[1] - 1)
+    freedom = total**2 / parts if parts else own.size - 1
+    half = -float(special.stdtrit(freedom, (1 - CONFIDENCE) / 2)) * math.sqrt(total)
+    value = float(beyond.mean())
+    return Estimate(value, value - half, value + half, own.size, 0, own.size)
+
+
+def change(new: Interval, old: Interval) -> Interval:
+    """The difference of two independent estimates, new minus old, from their intervals alone.
+
+    Each end adds the squared distances of the two estimates to the ends that matter (MOVER; Zou & Donner 2008,
+    Statistics in Medicine 27:1693-1702), so intervals may be lopsided, as those of a correlation are.
+    """
+    value = new.value - old.value
+    low = value - math.hypot(new.value - new.low, old.high - old.value)
+    return Interval(value, low, value + math.hypot(new.high - new.value, old.value - old.low))
+
+
+def slope(
+    x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """Least-squares slope of y on x, resampled by question.
+
+    Args:
+        x: shape `(n,)`.
+        y: shape `(n,)`; a point counts where both are finite.
+        clusters: the question of each point.
+        rng: source of the resampling.
+        resamples: number of bootstrap resamples.
+    """
+    (a, b), codes, unscored = _valid(clusters, x, y)
+    n_clusters = _count(codes)
+    if a.size < MIN_CONDITION_POINTS:
+        return _nothing(unscored, n=a.size, n_clusters=n_clusters)
+    moments = _moments(a - a.mean(), b - b.mean(), codes, np.zeros_like(codes), 1)[:, 0]
+    weights = draw_clusters(n_clusters, resamples, rng)
+    value, draws = _slope_of(moments.sum(axis=0)[None, :])[0], _slope_of(weights @ moments)
+    return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters)
+
+
+def _slope_of(moments: FloatArray) -> FloatArray:
+    """Of rows (n, sum x, sum y, sum xx, sum yy, sum xy); NaN where x does not vary."""
+    n, sx, sy, sxx, _, sxy = moments.T
+    spread = sxx - sx * sx / n
+    return ratio(sxy - sx * sy / n, np.where(spread > _FLAT * n, spread, 0.0))
 
 
 def pearson(

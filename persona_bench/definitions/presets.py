@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persona_bench.definitions.outcomes import Way
 from persona_bench.errors import RunError
@@ -133,13 +133,38 @@ PRESETS = {
     ),
 }
 
+CHECK = "check-"
+"""Before the name of a preset: the sizes of `persona-bench check`, which measures one vector at one layer."""
+CHECKED = {
+    f"{CHECK}{name}": replace(
+        preset,
+        name=f"{CHECK}{name}",
+        evaluation_questions=20,  # those of the report half are asked
+        layer_fractions=(0.5,),
+        doses=(-0.3, 0.3),
+        random_vectors=2,
+        settings=("single",),
+        controlled_settings=("single",),
+        monitoring_conditions=("ladder",),
+        monitoring_rollouts=rollouts,
+        steering_rollouts=2 * rollouts,
+        mmlu_questions=questions,
+        mmlu_doses=(0.3,),
+        mmlu_ways=("letter", "cloze"),
+        mmlu_shots=(0,),
+        second_benchmarks=(),
+        second_questions=0,
+    )
+    for (name, preset), rollouts, questions in zip(PRESETS.items(), (1, 2, 5), (60, 300, 1000), strict=True)
+}
+
 
 def load_preset(name: str) -> Preset:
-    """A preset by name.
+    """A preset by name, that of a check with "check-" before it.
 
     Raises:
         RunError: for an unknown name.
     """
-    if name not in PRESETS:
-        raise RunError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in PRESETS and name not in CHECKED:
+        raise RunError(f"unknown preset {name.removeprefix(CHECK)!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS.get(name) or CHECKED[name]
