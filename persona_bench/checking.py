@@ -95,7 +95,8 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
     held = None if baseline is None else Baseline.load(baseline)
     loaded = load(model_spec(asked.model).removeprefix("persona/"))
     fit_model(asked.vector, vector, loaded, other_weights=asked.other_weights)
-    layer = asked.layer or (held.layer if held else sizes.layers(vector.n_layers)[0])
+    layer = held.layer if held else sizes.layers(vector.n_layers)[0]
+    layer = layer if asked.layer is None else asked.layer
     vector.check_layer(layer)
     if held is not None and baseline is not None:
         _fit_baseline(asked, held, baseline, trait, loaded, layer)
