@@ -294,9 +294,9 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
     **SHOWN,
 )
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
-@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the vector's, else the middle]")
+@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the middle]")
 @click.option("--seed", default=0, help="Of sampling and resampling.", **SHOWN)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder of the logs.  [default: one in the cache]")
+@click.option("--work", type=click.Path(path_type=Path), help="Where logs go.  [default: the cache]")
 @click.option("--other-weights", is_flag=True, help="Also where the vector was made from other weights.")
 def check(
     vector: Path,
