@@ -101,8 +101,10 @@ class _Record:
 def model_spec(name: str) -> str:
     """An Inspect model name: local weights get the `persona/` provider, names with a known provider stay."""
     from persona_bench.models.assets import CATALOGUE
+    from persona_bench.models.loading import split_adapter
 
-    if name.startswith("persona/") or name in CATALOGUE or Path(os.path.expanduser(name)).exists():
+    weights = split_adapter(name)[0]
+    if name.startswith("persona/") or weights in CATALOGUE or Path(os.path.expanduser(weights)).exists():
         return name if name.startswith("persona/") else f"persona/{name}"
     return name
 
