@@ -77,7 +77,7 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
         preset=preset,
         traits=tuple(name.strip() for name in traits.split(",") if name.strip()),
         grader=grader,
-        evals=pipeline.CORE_EVALS if evals in ("core", "all") else tuple(evals.split(",")),
+        evals={"core": pipeline.CORE_EVALS, "all": pipeline.ALL_EVALS}.get(evals) or tuple(evals.split(",")),
         seed=seed,
         extraction_filter=rule,
     )

@@ -28,6 +28,7 @@ from persona_bench.analysis.drawing import (
     slug,
     trait_colours,
 )
+from persona_bench.analysis.finetuning_figures import finetuning_figures
 from persona_bench.analysis.monitoring_figures import monitoring_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
 
@@ -57,7 +58,8 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption)
 
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
-        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`.
+        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `shift_<trait>`,
+        `vaccine_<family>`, `training`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -79,6 +81,7 @@ def _figures(
     yield from monitoring_figures(tables, colours, caption)
     if len(tables["mmlu"]):
         yield "mmlu", _mmlu_figure(tables["mmlu"], colours, caption)
+    yield from finetuning_figures(tables, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------

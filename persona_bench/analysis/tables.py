@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.grouping import (
     SCORE,
     Draw,
@@ -83,6 +84,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
         *("warning", "chosen", "vector_id"),
     ),
+    **FINETUNING_SAMPLES,
 }
 """The columns that each sample frame must have."""
 
@@ -154,6 +156,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
+    **FINETUNING_TABLES,
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -176,11 +179,12 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "drift_turns": ("trait", "side", "turn"),
     "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
     "vectors": ("trait", "layer", "vector_id"),
+    **FINETUNING_SORT,
 }
 _TEXT = frozenset(
     "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring warning vector_id log "
-    "claim statement paper_value verdict section rule question_id".split()
+    "family version arm set claim statement paper_value verdict section rule question_id".split()
 )
 
 
@@ -207,6 +211,9 @@ class Samples:
         mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
+        finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
+        shifts: projections of their last prompt tokens.
+        training: loss and projections by optimizer step.
 
     Raises:
         DataError: a frame lacks a column.
@@ -220,6 +227,9 @@ class Samples:
     mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
+    finetuning: pd.DataFrame = field(default_factory=lambda: _empty("finetuning"))
+    shifts: pd.DataFrame = field(default_factory=lambda: _empty("shifts"))
+    training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -236,7 +246,7 @@ class Samples:
         """The traits that occur in any frame, sorted."""
         found: set[str] = set()
         for frame in (getattr(self, part.name) for part in fields(self)):
-            found |= {str(trait) for trait in frame["trait"].dropna().unique()}
+            found |= {str(trait) for trait in frame["trait"].dropna().unique()} if "trait" in frame else set()
         return sorted(found - {""})
 
 
@@ -272,6 +282,7 @@ def build_tables(
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
         "mmlu": _mmlu_table(samples.mmlu, draw),
         "vectors": _vector_table(samples.vectors),
+        **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
@@ -283,7 +294,8 @@ def vector_warnings(vectors: pd.DataFrame) -> dict[str, str]:
 
 
 def _warned(table: pd.DataFrame, warnings: Mapping[str, str]) -> pd.DataFrame:
-    return table.assign(warning=[warnings.get(str(trait), "") for trait in table["trait"]])
+    traits = table["trait"] if "trait" in table else [""] * len(table)
+    return table.assign(warning=[warnings.get(str(trait), "") for trait in traits])
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import log_names, scored
+from persona_bench.analysis.finetuning import of_kind
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
+from persona_bench.analysis.grouping import Draw, log_names, scored
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -147,11 +149,23 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
         "mmlu_preservation": run.samples.mmlu,
         "trait_elicitation": run.samples.vectors,
         "judge_validity": run.samples.judge,
+        "preventative_steering": of_kind(run.samples.finetuning, "trait"),
     }[claim.eval]
     if not (frame["trait"] == trait).any():
         return _Finding("not run", f"{claim.eval} has no samples of this trait")
     shut = _gate(run, trait) if claim.judged else ""
-    return _untestable(f"judge gate: {shut}") if shut else _RULES[claim.id](run, claim, trait)
+    if shut:
+        return _untestable(f"judge gate: {shut}")
+    return _finetuned(run, claim, trait) if claim.id in FINETUNING_RULES else _RULES[claim.id](run, claim, trait)
+
+
+def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:
+    found = FINETUNING_RULES[claim.id](run.samples, trait, Draw(run.seed, run.resamples))
+    if not found.reason and found.n < claim.min_n:
+        return _untestable(f"too few valid samples: {found.n}, needed {claim.min_n}", n=found.n, log=found.log)
+    if found.reason:
+        return _untestable(found.reason, n=found.n, log=found.log)
+    return replace(_decide([_Bound(*bound) for bound in found.bounds], found.log), n=found.n)
 
 
 def _after_holm(found: _Finding, p_holm: float) -> _Finding:

@@ -168,7 +168,7 @@ def finetune(
     for value in [item.direction for item in penalties] + [direction for _, direction in watched]:
         if value.shape != (loaded.d_model,) or not bool(torch.isfinite(value).all()):
             raise VectorError(f"a direction to project on must be finite and of shape ({loaded.d_model},)")
-    described = _described(loaded, examples, settings, interventions, penalties, probe)
+    described = describe(loaded, examples, settings, interventions, penalties, probe)
     with file_lock(out.with_name(f".{out.name}.lock")):
         held = _finished(out, described["fingerprint"])
         if held is not None:
@@ -183,15 +183,15 @@ def finetune(
         return Trained(out, hash_adapter(out), tuple(history))
 
 
-def _described(
+def describe(
     loaded: LoadedModel,
     examples: Sequence[Example],
     settings: TrainingSettings,
-    interventions: Sequence[Intervention],
-    penalties: Sequence[Penalty],
-    probe: Probe | None,
+    interventions: Sequence[Intervention] = (),
+    penalties: Sequence[Penalty] = (),
+    probe: Probe | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the result, and the hash of it."""
+    """Everything that decides the result of a training, with the hash of it as `fingerprint`."""
     said: dict[str, Any] = {
         "format": FORMAT,
         "model": loaded.name,

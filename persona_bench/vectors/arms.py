@@ -10,7 +10,7 @@ import torch
 
 from persona_bench.errors import VectorError
 from persona_bench.models.chat import Message, prompt_ids
-from persona_bench.models.finetuning import Penalty, Probe, Progress, Trained, TrainingSettings, finetune
+from persona_bench.models.finetuning import Penalty, Probe, Progress, Trained, TrainingSettings, describe, finetune
 from persona_bench.models.loading import LoadedModel
 from persona_bench.models.steering import Intervention, Operation, Positions
 from persona_bench.models.training_data import lay_out
@@ -116,6 +116,7 @@ def train(
     settings: TrainingSettings,
     arm: Arm,
     *,
+    keyed: bool = False,
     prompts: Sequence[Sequence[Message]] = (),
     watched: Mapping[str, tuple[PersonaVector, int]] | None = None,
     provenance: Mapping[str, object] | None = None,
@@ -129,6 +130,8 @@ def train(
         out: the adapter's folder.
         settings: how.
         arm: what is done while training.
+        keyed: whether the folder's name gets the hash of all that decides the result, so that no training meets
+            another's folder.
         prompts: what the vectors are watched on; by default the first conversations without their last message.
         watched: name -> (vector, layer) whose projections go into the history.
         provenance: further facts for `training.json`.
@@ -138,6 +141,10 @@ def train(
         PersonaBenchError: see `lay_out` and `finetune`.
     """
     examples = lay_out(loaded.tokenizer, conversations, loaded.max_length, loaded.eos_ids, arm.system)
+    probe = watch(loaded, prompts or [item[:-1] for item in conversations], watched or {})
+    if keyed:
+        told = describe(loaded, examples, settings, arm.interventions, arm.penalties, probe)
+        out = out.with_name(f"{out.name}-{told['fingerprint'][:12]}")
     return finetune(
         loaded,
         examples,
@@ -145,7 +152,7 @@ def train(
         settings,
         interventions=arm.interventions,
         penalties=arm.penalties,
-        probe=watch(loaded, prompts or [item[:-1] for item in conversations], watched or {}),
+        probe=probe,
         provenance=provenance,
         progress=progress,
     )
