@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -111,7 +111,7 @@ def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
     return figure
 
 
-def _cross(axes: Axes, row: Mapping[str, float], column: str, number: int) -> None:
+def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None:
     x, y = float(row[column]), float(row["acquired"])
     axes.errorbar(
         x,
@@ -137,10 +137,10 @@ def _training_figure(training: pd.DataFrame, caption: Caption) -> Figure:
     colours = trait_colours(sorted(set(own["family"])))
     styles = ("-", "--", ":", "-.")
     for number, ((family, version, arm), part) in enumerate(trials):
-        part = part.sort_values("step")
-        moved = part["projection"].astype(float) - float(part["projection"].iloc[0])
+        steps = part.sort_values("step")
+        moved = steps["projection"].astype(float) - float(steps["projection"].iloc[0])
         label = flat_text(f"{family} {str(version).replace('misaligned_', '')} {str(arm).replace('_', ' ')}", 28)
-        axes.plot(part["step"], moved, color=colours[family], linestyle=styles[number % 4], linewidth=1.3, label=label)
+        axes.plot(steps["step"], moved, color=colours[family], linestyle=styles[number % 4], linewidth=1.3, label=label)
     axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("projection on the family's vector, shift")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inspect_ai.model import GenerateConfig, get_model
@@ -14,6 +15,8 @@ from persona_bench.inspect_ext.choices import likeliest_choice
 from persona_bench.inspect_ext.judge import mean_of_scored, n_scored, trait_judge
 from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
 from persona_bench.inspect_ext.solvers import choose_by_likelihood, respond
+
+MEASURED = ("trait", "coherence", "refusal", "incoherent", "unscored", "letter", "cloze", "loss")
 
 
 @solver
@@ -67,10 +70,15 @@ def by_kind(traits: Sequence[str], method: Method = "auto") -> Scorer:
         kind = state.metadata["kind"]
         if kind == "held_out":
             found = state.metadata["likelihood"]
-            value: dict[str, Any] = {"loss": -found["logprob"] / max(found["n_tokens"], 1)}
-            return Score(value=value, metadata={"n_tokens": found["n_tokens"]})
+            loss = -found["logprob"] / max(found["n_tokens"], 1)
+            return Score(value=_among_all({"loss": loss}), metadata={"n_tokens": found["n_tokens"]})
         made = await (judges[state.metadata["trait"]] if kind == "trait" else choose)(state, target)
-        assert made is not None
-        return made
+        assert made is not None and isinstance(made.value, dict)
+        return made.model_copy(update={"value": _among_all(made.value)})
 
     return score
+
+
+def _among_all(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics want the same keys of every sample: NaN stands for what its kind does not measure."""
+    return {key: found.get(key, math.nan) for key in MEASURED}
