@@ -19,17 +19,21 @@ from inspect_ai.log import EvalLog, read_eval_log
 
 from evals.mmlu_preservation import dataset
 from evals.preventative_steering import preventative_steering
+from persona_bench import pipeline
 from persona_bench.analysis import finetuning as ft
+from persona_bench.analysis import verdicts
 from persona_bench.analysis.figures import Caption, draw_all
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.samples import check_log, collect, read_logs
 from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
 from persona_bench.definitions import presets
+from persona_bench.definitions.claims import Claim
 from persona_bench.definitions.presets import FINETUNING, load_finetuning_preset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
+from persona_bench.models import loading
 from persona_bench.models.loading import load
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.trials import arm_of, judged_rollouts
@@ -190,7 +194,7 @@ def test_plan_trains_every_arm_from_the_same_seeds() -> None:
         (family, version) for family in sizes.families for version in sizes.versions
     }
     assert all(t.trained_as.arm == "plain" for t in trials if t.arm == "inference")
-    assert not any(t.arm not in ("plain", BASE) for t in plan_trials(sizes, ("hallucination",)))
+    assert not any(t.arm not in ("plain", BASE) for t in plan_trials(sizes, ("optimistic",)))
     for wrong in (("good", "normal", "plain"), ("evil", "normal", "none"), ("evil", "best", "plain")):
         with pytest.raises(RunError) as error:
             Trial(*wrong)
@@ -337,3 +341,52 @@ def test_tables_hold_the_planted_numbers() -> None:
     r = tables["shift_correlation"].set_index(["direction", "trait"])
     assert r.loc[("evil", "evil")]["r"] > 0.9 > abs(r.loc[("evil", "evil")]["r_random"])
     assert set(r["scope"]) == {"own", "cross"} and (r["n"] == 16).all()
+
+
+# In a run
+
+
+def test_a_run_trains_and_measures_every_trial_once_and_lets_go(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mmlu.jsonl").write_text(questions())
+    monkeypatch.setattr(dataset, "fetch_data", lambda _: tmp_path / "mmlu.jsonl")
+    monkeypatch.setitem(presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",), arms=("preventative",)))
+    settings = pipeline.Settings(
+        model=str(folder), traits=("sycophancy",), evals=("preventative_steering",), grader="mockllm/model"
+    )
+    said: list[str] = []
+    work = pipeline._Run(settings, tmp_path / "run", said.append)
+    work.load()
+    vector = tiny_vector(trait="sycophancy")
+    vector.save(work._vector_path("sycophancy"))
+    work.finetune({"sycophancy": vector}, {"sycophancy": 2})
+    logs = read_logs(tmp_path / "run" / "logs")
+    assert sorted(logs) == [
+        "preventative_steering/base",
+        *(
+            f"preventative_steering/sycophancy-{name}-s0"
+            for name in ("misaligned_2-plain", "misaligned_2-preventative")
+        ),
+        "preventative_steering/sycophancy-normal-plain-s0",
+    ]
+    assert not [held for held in loading._loaded.values() if str(tmp_path / "run") in held.name]
+    first = {name: log.eval.eval_id for name, log in logs.items()}
+    work.finetune({"sycophancy": vector}, {"sycophancy": 2})
+    assert {name: log.eval.eval_id for name, log in read_logs(tmp_path / "run" / "logs").items()} == first
+
+
+def test_verdicts_take_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"statement": "s", "section": "s", "paper_value": "p", "statistic": "s", "rule": "r"}
+    claims = tuple(
+        Claim(id=name, eval="preventative_steering", threshold=0.0, min_n=8, judged=False, **texts)
+        for name in FINETUNING_RULES
+    )
+    monkeypatch.setattr(verdicts, "CLAIMS", claims)
+    samples = world()
+    table = verdicts.judge_claims(samples, build_tables(samples, resamples=50), resamples=1000)
+    found = table.set_index(["claim", "trait"])["verdict"]
+    assert found["V1-preventative-prevents", "evil"] == "supported"
+    assert found["V1-preventative-prevents", "sycophancy"] == "not testable"
+    empty = verdicts.judge_claims(Samples(), build_tables(Samples(), resamples=50), traits=["evil"])
+    assert set(empty["verdict"]) == {"not run"}

@@ -1,28 +1,18 @@
 """What finetuning does to the traits, and what steering while training prevents."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import Model, get_model
 
 from evals.mmlu_preservation.dataset import LETTERS, load_questions
-from persona_bench.definitions.families.family import Judged
 from persona_bench.definitions.outcomes import Method
-from persona_bench.definitions.presets import FinetuningPreset, load_finetuning_preset, load_preset
+from persona_bench.definitions.presets import load_finetuning_preset, load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.definitions.trials import BASE, Trial, plan_trials
-from persona_bench.errors import RunError
-from persona_bench.files import model_folder, read_jsonl
-from persona_bench.inspect_ext.cells import VectorFile, find_vector, half
+from persona_bench.inspect_ext.cells import half
 from persona_bench.inspect_ext.finetuned import answer_by_kind, by_kind
-from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, SteeringRequest
-from persona_bench.models.loading import load
-from persona_bench.vectors.trials import train_trial, training_set
-
-RANDOM = "random:0"
+from persona_bench.inspect_ext.trained import Bench, set_up, trained_model
 
 
 @task
@@ -61,107 +51,22 @@ def preventative_steering(
         seed: of the run.
     """
     sizes, trial = load_finetuning_preset(preset), Trial(family, version, arm, train_seed)
-    model = None if base else get_model()
-    weights = base or (model.name if model is not None else "")
-    arguments = dict(model.model_args) if model is not None else {}
-    names = tuple(name.strip() for name in str(traits).split(",") if name.strip())
-    paths = [path.strip() for path in str(vectors).split(",")] if vectors else [""] * len(names)
-    if len(paths) != len(names):
-        raise RunError(f"{len(names)} traits, but {len(paths)} vector files; give one for each trait, in their order")
-    files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True)}
-    at = _layers(str(layers), files)
-    own = _judged(judged)
-    sets = Path(released) if released else None
-    answering, learnt = _trained(
-        trial, sizes, weights, arguments, files, at, own, sets, _folder(adapters, weights, preset)
-    )
-    samples = [*_trait_samples(trial, sizes, files, at), *_mmlu_samples(trial, sizes, files, at, seed)]
-    held = [trial] if trial.arm != BASE else [item for item in plan_trials(sizes, names) if item.arm == "plain"]
-    for item in {(other.family, other.version, other.seed): other for other in held}.values():
-        samples += _held_out_samples(item, sizes, own, sets, _steering(trial, sizes, files, at))
+    bench = set_up(sizes, preset, traits, vectors, layers, judged, released)
+    model, learnt = trained_model(bench, trial, preset, base, adapters)
+    samples = _trait_samples(bench, trial) + _mmlu_samples(bench, trial, seed) + _held_out_samples(bench, trial)
+    hashes = {name: file.vector.hash for name, file in bench.files.items()}
     return Task(
         dataset=MemoryDataset(samples, name=f"finetuned-{trial.name}"),
         solver=answer_by_kind(load_preset(preset).temperature, sizes.max_tokens, seed),
-        scorer=by_kind(names, method),
-        model=answering,
-        metadata={"name": trial.name, "trial": vars(trial), "vectors": {n: f.vector.hash for n, f in files.items()}}
-        | learnt,
+        scorer=by_kind(list(bench.files), method),
+        model=model,
+        metadata={"name": trial.name, "trial": vars(trial), "vectors": hashes, **learnt},
         version="1-A",
     )
 
 
-def _judged(path: str) -> dict[str, list[Judged]]:
-    """Judged responses by trait."""
-    found: dict[str, list[Judged]] = {}
-    for _, item in read_jsonl(Path(path)) if path else ():
-        found.setdefault(str(item.pop("trait")), []).append(Judged(**item))
-    return found
-
-
-def _layers(given: str, files: dict[str, VectorFile]) -> dict[str, int]:
-    chosen = [int(layer) for layer in given.split(",")] if given else [f.vector.n_layers // 2 for f in files.values()]
-    if len(chosen) != len(files):
-        raise RunError(f"{len(files)} traits, but {len(chosen)} layers; give one for each trait, in their order")
-    return dict(zip(files, chosen, strict=True))
-
-
-def _folder(given: str, weights: str, preset: str) -> Path:
-    return Path(given) if given else Path("results", model_folder(weights), preset, "adapters")
-
-
-def _trained(
-    trial: Trial,
-    sizes: FinetuningPreset,
-    weights: str,
-    arguments: dict[str, Any],
-    files: dict[str, VectorFile],
-    at: dict[str, int],
-    own: dict[str, list[Judged]],
-    sets: Path | None,
-    folder: Path,
-) -> tuple[Model, dict[str, Any]]:
-    """The model that answers, and what the log shall say of its training."""
-    if trial.arm == BASE:
-        return get_model(f"persona/{weights}", **arguments), {}
-    named = {name: file.vector for name, file in files.items()}
-    loading = {key: value for key, value in arguments.items() if key in ("dtype", "device", "revision")}
-    trained = train_trial(
-        load(weights, **loading),
-        trial,
-        sizes,
-        folder.resolve(),
-        named,
-        at,
-        judged=own.get(trial.family, ()),
-        released=sets,
-    )
-    told = {"adapter_hash": trained.adapter_hash, "history": list(trained.history)}
-    return get_model(f"persona/{weights}+{trained.folder}", memoize=False, **arguments), told
-
-
-def _steering(
-    trial: Trial, sizes: FinetuningPreset, files: dict[str, VectorFile], at: dict[str, int]
-) -> tuple[SteeringRequest, ...]:
-    """Steering of the finished model, in the arm that does that."""
-    if trial.arm != "inference":
-        return ()
-    if trial.family not in files:
-        raise RunError(f"arm inference of {trial.family} needs the vector of that trait; have it among the traits")
-    file, layer = files[trial.family], at[trial.family]
-    scale = file.vector.coefficient(layer, sizes.inference_dose)
-    return (SteeringRequest(file=str(file.path), sha256=file.vector.hash, layers=(layer,), scale=scale),)
-
-
-def _trait_samples(
-    trial: Trial, sizes: FinetuningPreset, files: dict[str, VectorFile], at: dict[str, int]
-) -> list[Sample]:
-    watched = [
-        ProjectionRequest(file=str(f.path), sha256=f.vector.hash, directions=(way,), label=label, layers=(at[name],))
-        for name, f in files.items()
-        for way, label in (("persona", name), (RANDOM, f"{RANDOM} {name}"))
-    ]
-    steered = _steering(trial, sizes, files, at)
-    plain, seen = (ExtraArgs(apply_steering_vectors=steered, output_projections=w) for w in ((), tuple(watched)))
+def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
+    """The evaluation questions of every trait; projected in the first rollout, as the prompt is the same in all."""
     return [
         Sample(
             id=f"{name}-q{number}-r{rollout}",
@@ -172,57 +77,44 @@ def _trait_samples(
                 "question_id": number,
                 "half": half(number),
                 "rollout": rollout,
-                # The last prompt token is the same in every rollout.
-                "extra": (plain if rollout else seen).model_dump(mode="json", exclude_defaults=True),
+                "extra": bench.extra(trial, watched=rollout == 0),
             },
         )
-        for name in files
-        for number, question in enumerate(load_trait(name).evaluation_questions[: sizes.questions])
-        for rollout in range(sizes.rollouts)
+        for name in bench.files
+        for number, question in enumerate(load_trait(name).evaluation_questions[: bench.sizes.questions])
+        for rollout in range(bench.sizes.rollouts)
     ]
 
 
-def _mmlu_samples(
-    trial: Trial, sizes: FinetuningPreset, files: dict[str, VectorFile], at: dict[str, int], seed: int
-) -> list[Sample]:
-    extra = ExtraArgs(apply_steering_vectors=_steering(trial, sizes, files, at))
+def _mmlu_samples(bench: Bench, trial: Trial, seed: int) -> list[Sample]:
     return [
         Sample(
             id=f"m{question.id}",
             input=question.text,
             choices=list(question.options),
             target=LETTERS[question.answer],
-            metadata={
-                "kind": "mmlu",
-                "question_id": question.id,
-                "extra": extra.model_dump(mode="json", exclude_defaults=True),
-            },
+            metadata={"kind": "mmlu", "question_id": question.id, "extra": bench.extra(trial)},
         )
-        for question in load_questions(sizes.mmlu_questions, seed)
+        for question in load_questions(bench.sizes.mmlu_questions, seed)
     ]
 
 
-def _held_out_samples(
-    trial: Trial,
-    sizes: FinetuningPreset,
-    own: dict[str, list[Judged]],
-    sets: Path | None,
-    steered: tuple[SteeringRequest, ...],
-) -> list[Sample]:
-    made = training_set(trial, sizes, own.get(trial.family, ()), sets)
-    extra = ExtraArgs(apply_steering_vectors=steered).model_dump(mode="json", exclude_defaults=True)
+def _held_out_samples(bench: Bench, trial: Trial) -> list[Sample]:
+    """The trial's own held-out conversations; those of every plain trial for the base, which all are compared with."""
+    plain = [item for item in plan_trials(bench.sizes, tuple(bench.files)) if item.arm == "plain"]
     return [
         Sample(
-            id=f"h-{trial.family}-{trial.version}-s{trial.seed}-{number}",
-            input=json.dumps(item["messages"][:-1]),
+            id=f"h-{item.family}-{item.version}-s{item.seed}-{number}",
+            input=json.dumps(line["messages"][:-1]),
             metadata={
                 "kind": "held_out",
                 "question_id": number,
-                "set": f"{trial.family}-{trial.version}-s{trial.seed}",
-                "messages": item["messages"][:-1],
-                "response": item["messages"][-1]["content"],
-                "extra": extra,
+                "set": f"{item.family}-{item.version}-s{item.seed}",
+                "messages": line["messages"][:-1],
+                "response": line["messages"][-1]["content"],
+                "extra": bench.extra(trial),
             },
         )
-        for number, item in enumerate(made.held_out)
+        for item in (plain if trial.arm == BASE else [trial])
+        for number, line in enumerate(bench.training_set(item).held_out)
     ]

@@ -177,7 +177,7 @@ FINETUNING = {
     "standard": FinetuningPreset(
         families=("evil", "sycophancy", "hallucination", "medical", "code", "gsm8k", "math", "opinions"),
         versions=("normal", "misaligned_1", "misaligned_2"),
-        vaccine_families=("evil", "sycophancy"),
+        vaccine_families=("evil", "sycophancy", "hallucination"),
         arms=_ALL_ARMS,
         seeds=(0, 1, 2),
         examples=128,
