@@ -47,7 +47,7 @@ FINETUNING_SAMPLES: Mapping[str, tuple[str, ...]] = {
         *("letter", "cloze", "loss", "log"),
     ),
     "shifts": (*TRIAL, "trait", "question_id", "direction", "layer", "prompt_last"),
-    "training": (*TRIAL, "step", "loss", "direction", "projection"),
+    "training": (*TRIAL, "step", "loss", "trait", "projection"),
 }
 """The columns of the sample frames: everything measured of an adapter, its projections, and its training."""
 
@@ -69,7 +69,7 @@ FINETUNING_TABLES: Mapping[str, tuple[str, ...]] = {
         *_ends("letter_difference", "cloze_difference", "loss_difference", "shift"),
         "log",
     ),
-    "training": (*TRIAL, "step", "loss", "direction", "projection"),
+    "training": (*TRIAL, "step", "loss", "trait", "projection"),
 }
 """The columns of the tables."""
 
@@ -78,7 +78,7 @@ FINETUNING_SORT: Mapping[str, tuple[str, ...]] = {
     "finetuning_costs": (*TRIAL, "set"),
     "shift_correlation": ("direction", "trait"),
     "vaccine": ("family", "version", "trait", "arm"),
-    "training": (*TRIAL, "step", "direction"),
+    "training": (*TRIAL, "step", "trait"),
 }
 
 

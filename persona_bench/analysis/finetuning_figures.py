@@ -129,8 +129,8 @@ def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None
 
 def _training_figure(training: pd.DataFrame, caption: Caption) -> Figure:
     """Projections on the family's own vector while training, a line a trial of seed 0, from where each began."""
-    own = training[(training["direction"] == training["family"]) & (training["seed"] == training["seed"].min())]
-    own = own if len(own) else training[training["direction"] == training["direction"].min()]
+    own = training[(training["trait"] == training["family"]) & (training["seed"] == training["seed"].min())]
+    own = own if len(own) else training[training["trait"] == training["trait"].min()]
     figure = new_figure(4.6)
     axes = figure.subplots()
     trials = own.groupby(["family", "version", "arm"], sort=True)

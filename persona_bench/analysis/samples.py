@@ -339,7 +339,7 @@ def finetuned_rows(name: str, log: EvalLog) -> dict[str, list[dict[str, Any]]]:
     for step in metadata.get("history", []):
         watched = {key.removeprefix(PROJECTION): value for key, value in step.items() if key.startswith(PROJECTION)}
         rows["training"] += [
-            {**trial, "step": step["step"], "loss": step.get("loss", math.nan), "direction": key, "projection": value}
+            {**trial, "step": step["step"], "loss": step.get("loss", math.nan), "trait": key, "projection": value}
             for key, value in (watched or {"": math.nan}).items()
         ]
     return rows

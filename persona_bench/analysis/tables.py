@@ -213,7 +213,7 @@ class Samples:
         tokens: projections of every response token on the persona direction, of a few samples.
         finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
         shifts: projections of their last prompt tokens.
-        training: loss and projections by optimizer step.
+        training: loss, and projections on each trait's vector, by optimizer step.
 
     Raises:
         DataError: a frame lacks a column.
@@ -246,7 +246,7 @@ class Samples:
         """The traits that occur in any frame, sorted."""
         found: set[str] = set()
         for frame in (getattr(self, part.name) for part in fields(self)):
-            found |= {str(trait) for trait in frame["trait"].dropna().unique()} if "trait" in frame else set()
+            found |= {str(trait) for trait in frame["trait"].dropna().unique()}
         return sorted(found - {""})
 
 
