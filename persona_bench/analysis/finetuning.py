@@ -26,6 +26,7 @@ from persona_bench.analysis.grouping import (
     scored,
     spread,
 )
+from persona_bench.definitions.families.family import TRAIT_FAMILIES
 
 if TYPE_CHECKING:
     from persona_bench.analysis.tables import Samples
@@ -58,7 +59,7 @@ FINETUNING_TABLES: Mapping[str, tuple[str, ...]] = {
         *("layer", "log"),
     ),
     "finetuning_costs": (
-        *(*TRIAL, "set", "n_mmlu"),
+        *(*TRIAL, "trait", "set", "n_mmlu"),
         *_ends("letter", "letter_difference", "cloze", "cloze_difference"),
         *("n_held_out", *_ends("loss", "loss_difference"), "log"),
     ),
@@ -144,7 +145,9 @@ def _cost_rows(measured: pd.DataFrame, draw: Draw) -> Iterator[Row]:
     for key, part in groups(measured, *TRIAL):
         names = tuple(key.values())
         mmlu, held = of_kind(part, "mmlu"), of_kind(part, "held_out")
-        row: Row = {**key, "n_mmlu": len(mmlu)}
+        # The trait that the family teaches, if any.
+        trait = key["family"] if key["family"] in TRAIT_FAMILIES else ""
+        row: Row = {**key, "trait": trait, "n_mmlu": len(mmlu)}
         for way in ("letter", "cloze"):
             row |= mean_row(way, mmlu[way], mmlu, draw, "costs", *names, bounds=SHARE)
             difference = paired(mmlu[way], mmlu, base_mmlu[way], base_mmlu, draw, "costs", *names, way)

@@ -294,8 +294,7 @@ def vector_warnings(vectors: pd.DataFrame) -> dict[str, str]:
 
 
 def _warned(table: pd.DataFrame, warnings: Mapping[str, str]) -> pd.DataFrame:
-    traits = table["trait"] if "trait" in table else [""] * len(table)
-    return table.assign(warning=[warnings.get(str(trait), "") for trait in traits])
+    return table.assign(warning=[warnings.get(str(trait), "") for trait in table["trait"]])
 
 
 def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Path]:
