@@ -340,7 +340,7 @@ def test_planted_truths_are_found(name: str, truth: Samples) -> None:
         ("P1-prevents-single-layer", {"arms": {"preventative": 60.0}}),
         ("P1-prevents-single-layer", {"arms": {"random": 2.0}}),  # better than the vector: then it was not the vector
         ("P2-single-layer-incomplete", {"arms": {"preventative": 0.0}}),
-        ("P3-multi-layer-near-baseline", {"arms": {"incremental": 9.0}}),
+        ("P3-multi-layer-near-baseline", {"arms": {"incremental": 12.0}}),
         ("P4-multi-layer-keeps-mmlu", {"mmlu": -0.15}),
         ("P6-caft-works", {"arms": {"caft": 50.0}}),
         ("P7-caft-fails", {}),

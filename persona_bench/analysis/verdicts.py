@@ -141,11 +141,10 @@ def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:
     found = FINETUNING_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
     if not found.ran:
         return _Finding("not run", found.reason, log=found.log)
+    if found.reason:
+        return _untestable(found.reason, n=min(found.counts.values()), log=found.log)
     questions = min((bound.estimate.n_clusters for bound in found.bounds), default=MIN_QUESTIONS)
-    few = _too_few(claim, found.counts, questions, found.log)
-    if few or found.reason:
-        return few or _untestable(found.reason, n=min(found.counts.values()), log=found.log)
-    return _decide(found.bounds, found.log)
+    return _too_few(claim, found.counts, questions, found.log) or _decide(found.bounds, found.log)
 
 
 def _after_holm(found: _Finding, p_holm: float) -> _Finding:
