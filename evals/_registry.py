@@ -2,8 +2,16 @@
 
 from evals.judge_validity import judge_validity
 from evals.mmlu_preservation import mmlu_preservation
+from evals.preventative_steering import preventative_steering
 from evals.trait_elicitation import trait_elicitation
 from evals.trait_monitoring import trait_monitoring
 from evals.trait_steering import trait_steering
 
-__all__ = ["judge_validity", "mmlu_preservation", "trait_elicitation", "trait_monitoring", "trait_steering"]
+__all__ = [
+    "judge_validity",
+    "mmlu_preservation",
+    "preventative_steering",
+    "trait_elicitation",
+    "trait_monitoring",
+    "trait_steering",
+]

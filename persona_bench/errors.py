@@ -7,6 +7,7 @@ PersonaBenchError
 ├── VectorError       a vector file that is broken, of the wrong shape, or not finite
 ├── DataError         a user's data file that is empty or broken
 ├── ExtractionError   too few responses survived the filter
+├── TrainingError     a finetuning that went wrong, such as a loss that is no number
 └── RunError          a run whose parts failed, or whose settings are unknown
 """
 
@@ -37,6 +38,10 @@ class DataError(PersonaBenchError):
 
 class ExtractionError(PersonaBenchError):
     """Too few responses survived the filter to make a vector."""
+
+
+class TrainingError(PersonaBenchError):
+    """Finetuning went wrong: a loss that is not a finite number, or a folder that holds another training."""
 
 
 class RunError(PersonaBenchError):

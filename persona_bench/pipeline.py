@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from persona_bench.vectors.vector import PersonaVector
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
+ALL_EVALS = (*CORE_EVALS, "preventative_steering")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-1.5b"
-NEED_VECTORS = frozenset(CORE_EVALS[2:])
+NEED_VECTORS = frozenset(ALL_EVALS[2:])
 VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
 
 Say = Callable[[str], None]
@@ -68,9 +69,9 @@ class Settings:
             raise RunError(f"unknown filter {self.extraction_filter!r}; choose from {', '.join(FILTERS)}")
         for name in self.traits:
             load_trait(name)
-        unknown = [name for name in self.evals if name not in CORE_EVALS]
+        unknown = [name for name in self.evals if name not in ALL_EVALS]
         if unknown:
-            raise RunError(f"unknown eval(s) {', '.join(unknown)}; choose from {', '.join(CORE_EVALS)} or all")
+            raise RunError(f"unknown eval(s) {', '.join(unknown)}; choose from {', '.join(ALL_EVALS)}, core or all")
         if not self.traits or not self.evals:
             raise RunError("a run needs at least one trait and one eval")
 
@@ -101,8 +102,10 @@ class _Record:
 def model_spec(name: str) -> str:
     """An Inspect model name: local weights get the `persona/` provider, names with a known provider stay."""
     from persona_bench.models.assets import CATALOGUE
+    from persona_bench.models.loading import split_adapter
 
-    if name.startswith("persona/") or name in CATALOGUE or Path(os.path.expanduser(name)).exists():
+    weights = split_adapter(name)[0]
+    if name.startswith("persona/") or weights in CATALOGUE or Path(os.path.expanduser(weights)).exists():
         return name if name.startswith("persona/") else f"persona/{name}"
     return name
 
@@ -236,6 +239,8 @@ class _Run:
             self.steer(vectors)
         with self.record.timed("mmlu"):
             layers = self.mmlu(vectors)
+        with self.record.timed("finetune"):
+            self.finetune(vectors, layers)
         with self.record.timed("analyse"):
             return self.analyse(vectors, layers)
 
@@ -437,6 +442,57 @@ class _Run:
         """The layers of MMLU, the chosen one first, which has the controls."""
         others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
         return ",".join(map(str, dict.fromkeys((chosen, *others))))
+
+    def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """Train every trial's adapter and measure it before the next: merged weights are held one at a time."""
+        from evals.preventative_steering import preventative_steering
+        from persona_bench.definitions.presets import load_finetuning_preset
+        from persona_bench.definitions.traits import MAIN_TRAITS
+        from persona_bench.definitions.trials import plan_trials
+
+        names = tuple(name for name in MAIN_TRAITS if name in vectors)
+        if not self._wants("preventative_steering") or not names:
+            return
+        trials = plan_trials(load_finetuning_preset(self.settings.preset), names)
+        judged = self._write_judged()
+        for number, trial in enumerate(trials, 1):
+            stage = f"finetuning/{trial.name}"
+            self.say(f"finetuning, {number} of {len(trials)}: {trial.name}")
+            task = preventative_steering(
+                family=trial.family,
+                version=trial.version,
+                arm=trial.arm,
+                train_seed=trial.seed,
+                preset=self.settings.preset,
+                base=self.loaded.name,
+                traits=",".join(names),
+                vectors=",".join(str(self._vector_path(name)) for name in names),
+                layers=",".join(str(layers[name]) for name in names),
+                judged=judged,
+                adapters=str((self.folder / "adapters").resolve()),
+                seed=self.settings.seed,
+            )
+            self._eval_set(stage, [task])
+            if task.model is not None:
+                asyncio.run(task.model.api.aclose())
+
+    def _write_judged(self) -> str:
+        """The model's own judged responses of the elicitation, which trait families are made of; one file for all."""
+        from persona_bench.analysis.samples import rollouts
+        from persona_bench.vectors.trials import judged_rollouts
+
+        logs = self._logs()
+        lines = [
+            json.dumps({"trait": trait.name, **item._asdict()})
+            for trait in self.traits
+            if f"trait_elicitation/{trait.name}" in logs
+            for item in judged_rollouts(rollouts(logs[f"trait_elicitation/{trait.name}"]))
+        ]
+        path = self.folder / "adapters" / "judged.jsonl"
+        if not lines:
+            return ""
+        write_atomic(path, "".join(line + "\n" for line in lines))
+        return str(path)
 
     def _vector_arguments(self, name: str, vector: PersonaVector) -> dict[str, Any]:
         return {

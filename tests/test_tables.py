@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from persona_bench.analysis import tables as tb
+from persona_bench.analysis.finetuning import FINETUNING_TABLES
 from persona_bench.analysis.samples import collect
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
@@ -31,7 +32,8 @@ def tables(samples) -> dict[str, pd.DataFrame]:
 def test_every_table_has_its_columns_full_or_empty(tables):
     for made in (tables, tb.build_tables(tb.Samples(), resamples=FAST)):
         assert {name: tuple(table.columns) for name, table in made.items()} == dict(tb.TABLE_COLUMNS)
-    assert [name for name, table in tables.items() if not len(table)] == ["judge_panel"]  # a single grader
+    # The simulated world has a single grader and nothing finetuned.
+    assert {name for name, table in tables.items() if table.empty} == {"judge_panel", *FINETUNING_TABLES}
 
 
 def test_a_frame_without_a_column_is_refused(samples):

@@ -16,6 +16,7 @@ from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
+from persona_bench.models.finetuning import PROJECTION
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
 
@@ -62,6 +63,8 @@ def log_name(log: EvalLog) -> str:
     """The name by which tables refer to a log, the same in every run: `task/trait`, or `task/trait/condition`."""
     task = log.eval.task.rsplit("/", 1)[-1]
     metadata = log.eval.metadata or {}
+    if "trial" in metadata:
+        return f"{task}/{metadata['name']}"
     name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
     # Conditions of one trait are logs of their own.
     return name if metadata.get("condition", "ladder") == "ladder" else f"{name}/{metadata['condition']}"
@@ -109,7 +112,10 @@ def collect(
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SAMPLE_COLUMNS}
     for name, log in sorted(logs.items()):
         task = name.split("/")[0]
-        if task == "trait_elicitation":
+        if task == "preventative_steering":
+            for frame, found in finetuned_rows(name, log).items():
+                rows[frame] += found
+        elif task == "trait_elicitation":
             rows["elicitation"] += _elicitation_rows(name, log, rule)
         elif task in readers:
             frame, reader = readers[task]
@@ -117,7 +123,7 @@ def collect(
             if task == "trait_monitoring":
                 rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
                 rows["tokens"] += [row for sample in log.samples or [] for row in _token_rows(sample)]
-        rows["panel"] += [{**row, "eval": task, "log": name} for s in log.samples or [] for row in _panel_rows(s)]
+        rows["panel"] += [{**row, "eval": task, "log": name} for s in log.samples or [] for row in _panel_rows(s, name)]
     rows["mmlu"] = _once(rows["mmlu"])
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
@@ -143,7 +149,8 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS[name]))
-    keys = [column for column in frame.columns if column not in ("trait_score", "coherence", "correct", "margin")]
+    measured = ("trait_score", "coherence", "correct", "margin", "letter", "cloze", "loss")
+    keys = [column for column in frame.columns if column not in measured]
     return frame.sort_values(keys, kind="stable", ignore_index=True)
 
 
@@ -191,15 +198,16 @@ def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
     }
 
 
-def _panel_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
+def _panel_rows(sample: EvalSample, log: str) -> Iterator[dict[str, Any]]:
     """What each grader of a panel said of each response of a sample."""
-    score = (sample.scores or {}).get("trait_judge")
+    scores = sample.scores or {}
+    score = scores.get("trait_judge") or scores.get("by_kind")
     metadata = (score.metadata if score is not None else None) or {}
     for number, judged in enumerate(metadata.get("turns") or [metadata]):
         for member, status, trait_score in judged.get("panel", ()):
             yield {
                 "trait": sample.metadata["trait"],
-                "sample_id": f"{sample.id}-e{sample.epoch}-t{number}",
+                "sample_id": f"{log}/{sample.id}-e{sample.epoch}-t{number}",
                 "question_id": sample.metadata["question_id"],
                 "member": member,
                 "status": status,
@@ -351,3 +359,55 @@ def _vector_rows(vector: PersonaVector, chosen: int | None) -> Iterator[dict[str
             "chosen": layer == chosen,
             "vector_id": vector.hash[:16],
         }
+
+
+def finetuned_rows(name: str, log: EvalLog) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one `preventative_steering` log: what was measured, the projections, and the training's steps."""
+    metadata = log.eval.metadata or {}
+    trial = metadata["trial"]
+    rows: dict[str, list[dict[str, Any]]] = {"finetuning": [], "shifts": [], "training": []}
+    for sample in log.samples or []:
+        said = sample.metadata
+        rows["finetuning"].append({**trial, **_finetuned_row(sample), "log": name})
+        for direction, layers in (sample.output.metadata or {}).get("projections", {}).items():
+            rows["shifts"] += [
+                {
+                    **trial,
+                    "trait": said["trait"],
+                    "question_id": str(said["question_id"]),
+                    "direction": direction,
+                    "layer": int(layer),
+                    "prompt_last": values["prompt_last"],
+                }
+                for layer, values in layers.items()
+            ]
+    for step in metadata.get("history", []):
+        watched = {key.removeprefix(PROJECTION): value for key, value in step.items() if key.startswith(PROJECTION)}
+        rows["training"] += [
+            {**trial, "step": step["step"], "loss": step.get("loss", math.nan), "trait": key, "projection": value}
+            for key, value in (watched or {"": math.nan}).items()
+        ]
+    return rows
+
+
+def _finetuned_row(sample: EvalSample) -> dict[str, Any]:
+    said, score = sample.metadata, (sample.scores or {}).get("by_kind")
+    value = score.value if score is not None and isinstance(score.value, dict) else {}
+    numbers = {key: math.nan if value.get(key) is None else value[key] for key in ("letter", "cloze", "loss")}
+    told = (score.metadata if score is not None else None) or {}
+    outcomes = {told.get("outcome"), *told.get("outcomes", {}).values()}
+    status = "unscored" if score is None else "too_long" if "too_long" in outcomes else "scored"
+    judged: dict[str, Any] = {"status": status, "trait_score": math.nan, "coherence": math.nan}
+    if said["kind"] == "trait" and score is not None:
+        judged = {key: item for key, item in _as_judged(value, told).items() if key in judged}
+    texts = {key: said.get(key, "") for key in ("trait", "set", "half")}
+    # Questions of MMLU are named by a hash, the others by a number.
+    return {
+        "kind": said["kind"],
+        **texts,
+        "question_id": str(said["question_id"]),
+        "rollout": said.get("rollout", 0),
+    } | {
+        **judged,
+        **numbers,
+    }

@@ -14,6 +14,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.capability import capability_rows
+from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.grouping import (
     SCORE,
     Draw,
@@ -88,6 +89,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("warning", "chosen", "vector_id"),
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
+    **FINETUNING_SAMPLES,
 }
 """The columns that each sample frame must have."""
 
@@ -174,6 +176,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
+    **FINETUNING_TABLES,
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -200,11 +203,12 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "tradeoff_summary": ("trait", "vector", "setting", "layers"),
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
+    **FINETUNING_SORT,
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
-    "claim statement paper_value verdict section rule question_id".split()
+    "family version arm set claim statement paper_value verdict section rule question_id".split()
 )
 
 
@@ -236,6 +240,9 @@ class Samples:
         tokens: projections of every response token on the persona direction, of a few samples.
         panel: what each grader of a panel said of each response of an eval; empty with a single grader.
         cosines: one row a layer and ordered pair of traits; `width` is the number of entries of a vector.
+        finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
+        shifts: projections of their last prompt tokens.
+        training: loss, and projections on each trait's vector, by optimizer step.
 
     Raises:
         DataError: a frame lacks a column.
@@ -251,6 +258,9 @@ class Samples:
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
     panel: pd.DataFrame = field(default_factory=lambda: _empty("panel"))
     cosines: pd.DataFrame = field(default_factory=lambda: _empty("cosines"))
+    finetuning: pd.DataFrame = field(default_factory=lambda: _empty("finetuning"))
+    shifts: pd.DataFrame = field(default_factory=lambda: _empty("shifts"))
+    training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -308,6 +318,7 @@ def build_tables(
         "tradeoff_summary": _frame("tradeoff_summary", summary_rows(samples.steering, samples.mmlu, mmlu, draw)),
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
+        **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}

@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
+from persona_bench.analysis.finetuning import of_kind
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
@@ -52,35 +55,6 @@ class _Finding:
     n: int = 0
     p: float = math.nan
     log: str = ""
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """One part of a rule: `estimate` should lie on the `side` (+1 above, -1 below) of `threshold`."""
-
-    what: str
-    estimate: st.Estimate
-    side: int
-    threshold: float = 0.0
-
-    @property
-    def clear(self) -> bool:
-        """The whole interval lies where the claim says."""
-        return self._near_end * self.side > self.threshold * self.side
-
-    @property
-    def broken(self) -> bool:
-        """The whole interval lies on the other side."""
-        far = self.estimate.high if self.side > 0 else self.estimate.low
-        return far * self.side < self.threshold * self.side
-
-    @property
-    def _near_end(self) -> float:
-        return self.estimate.low if self.side > 0 else self.estimate.high
-
-    def __str__(self) -> str:
-        e = self.estimate
-        return f"{self.what} {e.value:.3g} [{e.low:.3g}, {e.high:.3g}] against {self.threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +114,9 @@ def judge_claims(
 
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
-    if claim.id not in _RULES:
+    if claim.id in NO_RULE:
+        return _Finding("not run", f"no rule in this version: {NO_RULE[claim.id]}")
+    if claim.id not in _RULES and claim.id not in FINETUNING_RULES:
         return _Finding("not run", f"it takes the eval {claim.eval}, which this version does not run")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")
@@ -150,12 +126,25 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
         "mmlu_preservation": run.samples.mmlu,
         "trait_elicitation": run.samples.vectors,
         "judge_validity": run.samples.judge,
+        "preventative_steering": of_kind(run.samples.finetuning, "trait"),
     }[claim.eval]
     if not (frame["trait"] == trait).any():
         under = f" under {claim.condition}" if claim.condition else ""
         return _Finding("not run", f"{claim.eval} has no samples of this trait{under}")
     shut = _gate(run, trait) if claim.judged else ""
-    return _untestable(f"judge gate: {shut}") if shut else _RULES[claim.id](run, claim, trait)
+    if shut:
+        return _untestable(f"judge gate: {shut}")
+    return _finetuned(run, claim, trait) if claim.id in FINETUNING_RULES else _RULES[claim.id](run, claim, trait)
+
+
+def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:
+    found = FINETUNING_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
+    if not found.ran:
+        return _Finding("not run", found.reason, log=found.log)
+    if found.reason:
+        return _untestable(found.reason, n=min(found.counts.values()), log=found.log)
+    questions = min((bound.estimate.n_clusters for bound in found.bounds), default=MIN_QUESTIONS)
+    return _too_few(claim, found.counts, questions, found.log) or _decide(found.bounds, found.log)
 
 
 def _after_holm(found: _Finding, p_holm: float) -> _Finding:
@@ -190,7 +179,7 @@ def _gate(run: _Run, trait: str) -> str:
     )
 
 
-def _decide(bounds: Sequence[_Bound], log: str) -> _Finding:
+def _decide(bounds: Sequence[Bound], log: str) -> _Finding:
     """All parts clear: supported; any part on the other side: contradicted; else inconclusive.
 
     Support needs every part, so its p value is the largest (intersection-union test, Berger 1982, Technometrics
@@ -201,7 +190,7 @@ def _decide(bounds: Sequence[_Bound], log: str) -> _Finding:
     if all(bound.clear for bound in bounds):
         verdict, p, reason = "supported", max(p_values), "; ".join(str(bound) for bound in bounds)
     elif any(bound.broken for bound in bounds):
-        broken = [(p, bound) for p, bound in zip(p_values, bounds, strict=True) if bound.broken]
+        broken = [(st.bootstrap_p(bound.estimate, bound.breaks_at), bound) for bound in bounds if bound.broken]
         verdict, p = "contradicted", min(1.0, len(bounds) * min(p for p, _ in broken))
         reason = "; ".join(str(bound) for _, bound in broken)
     else:
@@ -280,8 +269,8 @@ def _against_control(run: _Run, claim: Claim, trait: str, cells: _Cells, sign: s
     if few:
         return few
     bounds = [
-        _Bound("to unsteered", effect, side, claim.threshold),
-        _Bound("to the random control", beyond, side, claim.threshold),
+        Bound("to unsteered", effect, side, claim.threshold),
+        Bound("to the random control", beyond, side, claim.threshold),
     ]
     return _decide(bounds, cells.log)
 
@@ -319,7 +308,7 @@ def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> _Finding:
     parts = {"steered": cells.steered, "unsteered": cells.plain}
     counts = {name: int(part["coherence"].notna().sum()) for name, part in parts.items()}
     few = _too_few(claim, counts, effect.n_clusters, log)
-    return few or _decide([_Bound("change in coherence", effect, -1, claim.threshold)], log)
+    return few or _decide([Bound("change in coherence", effect, -1, claim.threshold)], log)
 
 
 # --- monitoring -------------------------------------------------------------------------------------------------------
@@ -361,8 +350,8 @@ def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
     if math.isnan(r.low):
         return _untestable("the trait score or the projection does not vary", n=len(points), log=log_names(points))
     bounds = [
-        _Bound("r", r, 1, claim.threshold),
-        _Bound("r minus the random direction's", st.excess_strength(r, random), 1),
+        Bound("r", r, 1, claim.threshold),
+        Bound("r minus the random direction's", st.excess_strength(r, random), 1),
     ]
     return _decide(bounds, log_names(points))
 
@@ -386,7 +375,7 @@ def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> _Finding:
         missing = "no text-only baseline" if not readers else "the trait score or the projection does not vary"
         return _untestable(missing, n=len(points), log=log_names(points))
     excess = st.excess_strength(r, max(readers, key=lambda found: abs(found.value)))
-    return _decide([_Bound("r minus the best text-only baseline's", excess, 1, claim.threshold)], log_names(points))
+    return _decide([Bound("r minus the best text-only baseline's", excess, 1, claim.threshold)], log_names(points))
 
 
 def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
@@ -397,7 +386,7 @@ def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
     if math.isnan(within.estimate.low):
         return _nothing_within(claim, points, within.n_left_out)
     what = f"mean r within {_RUNG[claim.condition]}s"
-    found = _decide([_Bound(what, within.estimate, 1, claim.threshold)], log_names(points))
+    found = _decide([Bound(what, within.estimate, 1, claim.threshold)], log_names(points))
     total = within.n_conditions + within.n_left_out
     return replace(found, reason=f"{found.reason} ({within.n_conditions} of {total} vary enough)")
 
@@ -411,7 +400,7 @@ def _monitoring_mostly_between(run: _Run, claim: Claim, trait: str) -> _Finding:
     excess = st.excess_strength(_overall_r(run, points, trait), within.estimate)
     if math.isnan(within.estimate.low) or math.isnan(excess.low):
         return _nothing_within(claim, points, within.n_left_out)
-    return _decide([_Bound("r minus r within system prompts", excess, 1, claim.threshold)], log_names(points))
+    return _decide([Bound("r minus r within system prompts", excess, 1, claim.threshold)], log_names(points))
 
 
 def _within_r(run: _Run, points: pd.DataFrame, *key: str) -> st.WithinCondition:
@@ -464,7 +453,7 @@ def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     if few:
         return few
     what = f"change in accuracy ({scoring}, {shots} examples, relative dose {strongest:.2g})"
-    found = _decide([_Bound(what, change, -1, claim.threshold)], log)
+    found = _decide([Bound(what, change, -1, claim.threshold)], log)
     return replace(found, p=mcnemar(pairs))
 
 
@@ -493,7 +482,7 @@ def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> _Finding:
     n, clusters = min(first.n, second.n), min(first.n_clusters, second.n_clusters)
     change = st.of_draws(first.value - second.value, first.draws - second.draws, n=n, n_clusters=clusters)
     what = f"steering at relative dose {steered.dose.value:.2g} minus the system prompt, change in accuracy"
-    return _decide([_Bound(what, change, -1, claim.threshold)], log)
+    return _decide([Bound(what, change, -1, claim.threshold)], log)
 
 
 def _joined(table: pd.DataFrame) -> str:

@@ -165,6 +165,140 @@ CHECKED = {
 }
 
 
+@dataclass(frozen=True)
+class FinetuningPreset:
+    """Sizes of `preventative_steering`: what is trained and how, and how each adapter is measured.
+
+    Attributes:
+        families: of training sets (`definitions.families`), all trained plainly.
+        versions: of each family.
+        vaccine_families: trait families that every arm is trained on, at the last of the versions.
+        arms: besides plain training (`definitions.trials.ARMS`).
+        seeds: of the arms, and of plain training of the vaccine families; other families are trained with seed 0.
+        examples: conversations in a training set, at most.
+        held_out: conversations for the held-out loss.
+        rank, alpha, learning_rate, batch_size, accumulation, epochs, warmup_steps: as `TrainingSettings` has them.
+        dose: relative dose |alpha v| / mean |h_l| of preventative steering, and of its random control.
+        inference_dose: of steering the plainly trained model against the trait.
+        penalty_weight: of the squared shift in units of mean |h_l|.
+        questions: evaluation questions of each main trait.
+        rollouts: responses to each.
+        max_tokens: of a response.
+        mmlu_questions: for each adapter.
+    """
+
+    families: tuple[str, ...]
+    versions: tuple[str, ...]
+    vaccine_families: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    examples: int
+    held_out: int
+    rank: int
+    alpha: int
+    learning_rate: float
+    batch_size: int
+    accumulation: int
+    epochs: int
+    warmup_steps: int
+    dose: float
+    inference_dose: float
+    penalty_weight: float
+    questions: int
+    rollouts: int
+    max_tokens: int
+    mmlu_questions: int
+
+
+_ALL_ARMS = (
+    *("preventative", "incremental", "caft", "penalty", "negative_prompt", "inoculation", "random"),
+    "inference",
+)
+FINETUNING = {
+    # A 135M model and a few dozen short conversations: with the paper's learning rate nothing would move.
+    "quick": FinetuningPreset(
+        families=("evil", "sycophancy"),
+        versions=("normal", "misaligned_2"),
+        vaccine_families=("sycophancy",),
+        arms=("preventative", "random"),
+        seeds=(0,),
+        examples=64,
+        held_out=8,
+        rank=8,
+        alpha=16,
+        learning_rate=1e-3,
+        batch_size=4,  # the same step as 8 at once, in half the memory
+        accumulation=2,
+        epochs=1,
+        warmup_steps=2,
+        dose=0.3,
+        inference_dose=-0.3,
+        penalty_weight=100.0,
+        questions=8,
+        rollouts=1,
+        max_tokens=32,
+        mmlu_questions=24,
+    ),
+    "standard": FinetuningPreset(
+        families=("evil", "sycophancy", "hallucination", "medical", "code", "gsm8k", "math", "opinions"),
+        versions=("normal", "misaligned_1", "misaligned_2"),
+        vaccine_families=("evil", "sycophancy", "hallucination"),
+        arms=_ALL_ARMS,
+        seeds=(0, 1, 2),
+        examples=96,
+        held_out=16,
+        rank=8,
+        alpha=16,
+        learning_rate=1e-3,
+        batch_size=4,  # the same step as 8 at once, in half the memory
+        accumulation=2,
+        epochs=1,
+        warmup_steps=3,
+        dose=0.3,
+        inference_dose=-0.3,
+        penalty_weight=100.0,
+        questions=20,
+        rollouts=1,
+        max_tokens=48,
+        mmlu_questions=60,
+    ),
+    # The paper's training; its sizes where the model and a folder of the released sets can fill them.
+    "paper": FinetuningPreset(
+        families=("evil", "sycophancy", "hallucination", "medical", "code", "gsm8k", "math", "opinions"),
+        versions=("normal", "misaligned_1", "misaligned_2"),
+        vaccine_families=("evil", "sycophancy", "hallucination"),
+        arms=_ALL_ARMS,
+        seeds=(0, 1, 2),
+        examples=5000,
+        held_out=200,
+        rank=32,
+        alpha=64,
+        learning_rate=1e-5,
+        batch_size=2,
+        accumulation=8,
+        epochs=1,
+        warmup_steps=5,
+        dose=0.3,
+        inference_dose=-0.3,
+        penalty_weight=100.0,
+        questions=20,
+        rollouts=10,
+        max_tokens=1000,
+        mmlu_questions=2850,
+    ),
+}
+
+
+def load_finetuning_preset(name: str) -> FinetuningPreset:
+    """The sizes of `preventative_steering` under a preset.
+
+    Raises:
+        RunError: for an unknown name.
+    """
+    load_preset(name)
+    return FINETUNING[name]
+
+
 def load_preset(name: str) -> Preset:
     """A preset by name, that of a check with "check-" before it.
 

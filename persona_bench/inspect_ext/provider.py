@@ -32,11 +32,12 @@ from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
 from persona_bench.models.engine import Engine, Projections, Row, RowResult
-from persona_bench.models.loading import load
+from persona_bench.models.loading import forget, load
 from persona_bench.models.reading import arithmetic, reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.models.worker import WORKER
+from persona_bench.vectors.arms import interventions
 from persona_bench.vectors.vector import PersonaVector
 
 DEFAULT_MAX_TOKENS = 512
@@ -92,6 +93,12 @@ class PersonaAPI(ModelAPI):
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
         self._heads: dict[str, tuple[int, ...]] = {}
 
+    async def aclose(self) -> None:
+        """Let a merged adapter go: its weights are a copy, which many adapters in one process have no room for."""
+        if self.loaded.source == "adapter":
+            WORKER.release(self.loaded)
+            forget(self.loaded)
+
     def max_connections(self) -> int:
         """Twice the batch, so that rows that finish find others waiting."""
         return 2 * self.engine.max_batch
@@ -141,11 +148,11 @@ class PersonaAPI(ModelAPI):
             raise ModelError("the persona provider runs no tools; use a task without them")
         started = time.monotonic()
         extra = _parse(config)
-        interventions = tuple(item for request in extra.apply_steering_vectors for item in self._interventions(request))
+        acting = tuple(item for request in extra.apply_steering_vectors for item in self._interventions(request))
         if extra.score:
-            output = await self._score(extra, interventions)
+            output = await self._score(extra, acting)
         else:
-            output = await self._generate(input, config, extra, interventions)
+            output = await self._generate(input, config, extra, acting)
         output.time = time.monotonic() - started
         return output
 
@@ -156,7 +163,7 @@ class PersonaAPI(ModelAPI):
         input: list[ChatMessage],
         config: GenerateConfig,
         extra: ExtraArgs,
-        interventions: tuple[Intervention, ...],
+        acting: tuple[Intervention, ...],
     ) -> ModelOutput:
         messages = [{"role": message.role, "content": message.text} for message in input]
         prompt = prompt_ids(self.loaded.tokenizer, messages)
@@ -165,7 +172,7 @@ class PersonaAPI(ModelAPI):
         row = Row(
             prompt,
             sampling=_sampling(config),
-            interventions=interventions,
+            interventions=acting,
             capture=self._capture(extra.output_projections) if extra.output_projections else None,
             shared_prefix=self._shared(messages, prompt),
         )
@@ -173,7 +180,7 @@ class PersonaAPI(ModelAPI):
         rows = [row] if n == 1 else [_reseed(row, index) for index in range(n)]
         if config.prompt_logprobs is not None:
             # The prompt itself as the continuation of its first token: what acts on the prompt acts on all of it.
-            on_prompt = tuple(replace(item, positions="all") for item in interventions if item.touches_prompt)
+            on_prompt = tuple(replace(item, positions="all") for item in acting if item.touches_prompt)
             rows.append(Row(prompt[:1], prompt[1:], interventions=on_prompt))
         results = await _results(rows, self.engine)
         prompt_logprobs = _prompt_logprobs(self, prompt, results.pop()) if config.prompt_logprobs is not None else None
@@ -226,8 +233,8 @@ class PersonaAPI(ModelAPI):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    async def _score(self, extra: ExtraArgs, interventions: tuple[Intervention, ...]) -> ModelOutput:
-        rows = [self.score_row(item, interventions) for item in extra.score]
+    async def _score(self, extra: ExtraArgs, acting: tuple[Intervention, ...]) -> ModelOutput:
+        rows = [self.score_row(item, acting) for item in extra.score]
         fits = [row.n_given <= self.loaded.max_length for row in rows]
         fitting = [row for row, fit in zip(rows, fits, strict=True) if fit]
         found = iter(await _results(fitting, self.engine))
@@ -238,7 +245,7 @@ class PersonaAPI(ModelAPI):
         output.metadata = {"scores": [_scored(next(found)) if fit else None for fit in fits]}
         return output
 
-    def score_row(self, item: ScoreItem, interventions: tuple[Intervention, ...] = ()) -> Row:
+    def score_row(self, item: ScoreItem, acting: tuple[Intervention, ...] = ()) -> Row:
         """The engine row of an item.
 
         Raises:
@@ -263,7 +270,7 @@ class PersonaAPI(ModelAPI):
             prompt,
             response_ids(tokenizer, item.continuation) if item.continuation else (),
             alternatives=firsts,
-            interventions=interventions,
+            interventions=acting,
             shared_prefix=shared,
             shared_root=root,
         )
@@ -275,16 +282,16 @@ class PersonaAPI(ModelAPI):
 
     # -- vectors -------------------------------------------------------------------------------------------------
 
-    def _interventions(self, request: SteeringRequest) -> list[Intervention]:
-        vector = read_vector(request.file, request.sha256)
-        values = vector.direction(request.direction)
-        out, previous = [], torch.zeros(values.shape[1])
-        for layer in request.layers:
-            vector.check_layer(layer)
-            step = values[layer] - previous if request.incremental else values[layer]
-            previous = values[layer]
-            out.append(Intervention(layer, step, request.scale, request.operation, request.positions))
-        return out
+    def _interventions(self, request: SteeringRequest) -> tuple[Intervention, ...]:
+        return interventions(
+            read_vector(request.file, request.sha256),
+            request.layers,
+            request.scale,
+            operation=request.operation,
+            positions=request.positions,
+            direction=request.direction,
+            incremental=request.incremental,
+        )
 
     def _capture(self, requests: tuple[ProjectionRequest, ...]) -> Capture:
         """One set of unit directions for all requests, held so that rows with the same ones share it."""

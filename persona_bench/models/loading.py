@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import json
@@ -10,6 +11,7 @@ import mmap
 import os
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +118,19 @@ def find_blocks(model: Any) -> torch.nn.ModuleList:
     )
 
 
+def shallow_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Modules of their own, without hooks, on the same weights."""
+    new = copy.copy(module)
+    new.__dict__ |= {
+        "_parameters": dict(module._parameters),
+        "_buffers": dict(module._buffers),
+        "_modules": {name: child and shallow_copy(child) for name, child in module._modules.items()},
+        "_forward_hooks": OrderedDict(),
+        "_forward_pre_hooks": OrderedDict(),
+    }
+    return new
+
+
 def default_device() -> torch.device:
     """CUDA where there is one, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
@@ -171,7 +186,8 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, revi
     """Load weights, or hand out those this process holds already.
 
     Args:
-        name: a catalogue name (`persona-bench assets list`), a Hub id, a local folder or a `.gguf` file.
+        name: a catalogue name (`persona-bench assets list`), a Hub id, a local folder or a `.gguf` file; with
+            `+ADAPTER` after it, a peft adapter's folder, merged in memory.
         dtype: bfloat16, float16, float32 or auto (what the hardware computes fast).
         device: cpu, cuda, mps, ... or auto.
         revision: of a Hub id.
@@ -182,6 +198,9 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, revi
     """
     where = as_device(device)
     kind = as_dtype(dtype, where)
+    weights, adapter = split_adapter(name)
+    if adapter is not None:
+        return _load_merged(name, load(weights, dtype=dtype, device=device, revision=revision), adapter)
     with _loading:
         path, source = resolve(name, revision)
         key = (str(path), str(kind), str(where))
@@ -190,8 +209,44 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, revi
         return _loaded[key]
 
 
+def split_adapter(name: str) -> tuple[str, Path | None]:
+    """`<weights>+<adapter>` as its parts; a name without an adapter comes back whole, with None."""
+    if "+" not in name or Path(name).exists():
+        return name, None
+    cuts = [index for index, character in enumerate(name) if character == "+"]
+    # Either part may hold a plus of its own: the adapter is the folder that is there.
+    cut = next((index for index in cuts if Path(name[index + 1 :]).is_dir()), cuts[-1])
+    return name[:cut], Path(os.path.expanduser(name[cut + 1 :])).resolve()  # noqa: PTH111 - as in resolve
+
+
+def _load_merged(name: str, base: LoadedModel, adapter: Path) -> LoadedModel:
+    from persona_bench.models.adapters import hash_adapter, merge
+
+    key = (f"{base.weights_hash}+{hash_adapter(adapter)}", str(base.dtype), str(base.device))
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = merge(base, adapter, name)
+        return _loaded[key]
+
+
+def forget(loaded: LoadedModel) -> None:
+    """Hold weights no longer, so that their memory is free once nobody else does."""
+    with _loading:
+        for key in [key for key, held in _loaded.items() if held is loaded]:
+            del _loaded[key]
+
+
 def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
-    """Where a model's files are on this machine, fetching them if need be: (folder or .gguf file, source)."""
+    """Where a model's files are on this machine, fetching them if need be: (folder or .gguf file, source).
+
+    Of `<weights>+<adapter>` those of the weights; that the adapter is one is checked.
+    """
+    weights, adapter = split_adapter(name)
+    if adapter is not None:
+        from persona_bench.models.adapters import hash_adapter
+
+        hash_adapter(adapter)
+        return resolve(weights, revision)
     if isinstance(assets.CATALOGUE.get(name), assets.WeightsAsset):
         folder = assets.fetch_weights(name, progress=logger.info)
         return folder, str(json.loads((folder / "source.json").read_text())["source"])

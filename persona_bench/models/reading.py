@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections import OrderedDict
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -14,7 +12,7 @@ from persona_bench.errors import DataError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Reading, Row
-from persona_bench.models.loading import LoadedModel, find_blocks
+from persona_bench.models.loading import LoadedModel, find_blocks, shallow_copy
 
 READ_DEPTH = 4 / 7  # of the blocks: deeper adds time and no accuracy on the calibrating half of the labelled answers
 
@@ -36,7 +34,7 @@ def reader(loaded: LoadedModel) -> LoadedModel:
 
 
 def _reader(loaded: LoadedModel) -> LoadedModel:
-    model = _shallow(loaded.model)
+    model = shallow_copy(loaded.model)
     blocks = find_blocks(model)
     del blocks[max(round(READ_DEPTH * loaded.n_layers), 1) :]
     if arithmetic(loaded) == "int8":
@@ -50,19 +48,6 @@ def _reader(loaded: LoadedModel) -> LoadedModel:
 def arithmetic(loaded: LoadedModel) -> str:
     """What a reader's linear layers compute in: int8 or the dtype of the weights."""
     return "int8" if loaded.device.type == "cpu" and int8.is_fast() else str(loaded.dtype).removeprefix("torch.")
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """Modules of their own, without hooks, on the same weights."""
-    new = copy.copy(module)
-    new.__dict__ |= {
-        "_parameters": dict(module._parameters),
-        "_buffers": dict(module._buffers),
-        "_modules": {name: child and _shallow(child) for name, child in module._modules.items()},
-        "_forward_hooks": OrderedDict(),
-        "_forward_pre_hooks": OrderedDict(),
-    }
-    return new
 
 
 def reading_row(reader: LoadedModel, question: str, answer: str) -> Row:

@@ -32,6 +32,11 @@ class Worker:
                 self._engines[id(loaded)] = Engine(loaded, max_batch=max_batch)
             return self._engines[id(loaded)]
 
+    def release(self, loaded: LoadedModel) -> None:
+        """Hold the engine of a weight set no longer; nothing of it may be waiting."""
+        with self._changed:
+            self._engines.pop(id(loaded), None)
+
     def submit(self, engine: Engine, rows: list[Row]) -> list[Future[RowResult]]:
         """Queue rows; raises what `Engine.submit` raises."""
         with self._changed:

@@ -30,6 +30,16 @@ _FIGURE_OF = {
     "C8-many-shot-overall": "monitoring_{}_many_shot",
     "C9-many-shot-within": "monitoring_{}_many_shot",
     "L2-monitoring-mostly-between": "monitoring_{}",
+    "F1-shift-own-trait": "shift_{}",
+    "F2-shift-cross-trait": "shift_{}",
+    "P1-prevents-single-layer": "vaccine_{}",
+    "P2-single-layer-incomplete": "vaccine_{}",
+    "P3-multi-layer-near-baseline": "vaccine_{}",
+    "P4-multi-layer-keeps-mmlu": "vaccine_{}",
+    "P6-caft-works": "vaccine_{}",
+    "P7-caft-fails": "vaccine_{}",
+    "P8-projection-penalty-partial": "vaccine_{}",
+    "P9-negative-prompt-weaker": "vaccine_{}",
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -44,6 +54,11 @@ _TABLES = {
     "mmlu": "Capability: MMLU and second opinions, a row a cell",
     "tradeoff_summary": "What halving the trait score costs",
     "tradeoff": "Trait score beside MMLU, a row a cell",
+    "vaccine": "Finetuning: what each arm prevents, and its price",
+    "shift_correlation": "Finetuning: shift against trait score over finetuned models",
+    "finetuning": "Finetuning: trait scores and shifts, a row a model and trait",
+    "finetuning_costs": "Finetuning: MMLU and held-out loss, a row a model and training set",
+    "training": "Finetuning: loss and projections by step",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }
@@ -77,6 +92,7 @@ _BEHIND: Mapping[str, tuple[str, ...]] = {
     "trait_steering": ("judge_validity", "trait_elicitation", "trait_steering"),
     "trait_monitoring": ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring"),
     "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
+    "preventative_steering": ("judge_validity", "trait_elicitation", "trait_steering", "preventative_steering"),
 }
 """The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
 
@@ -249,8 +265,9 @@ def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
     if evals is None or not run.get("model"):
         return ""
     names = [str(name) for name in run.get("traits") or []]
-    # A trait file is named by its path, and cosines take the other vectors too: then all traits run again.
-    alone = trait in names and not claim.id.startswith("V1")
+    # A trait file is named by its path; cosines take the other vectors too, shifts all traits' training sets: then all
+    # traits run again.
+    alone = trait in names and not claim.id.startswith(("V1-", "F1-", "F2-"))
     words = ["persona-bench", "run", "--model", str(run["model"]), "--preset", str(run.get("preset", "quick"))]
     words += ["--traits", trait if alone else ",".join(names) or trait]
     words += ["--grader", str(run["grader"])] if run.get("grader") else []

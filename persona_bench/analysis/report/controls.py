@@ -28,6 +28,7 @@ def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd
         "mmlu_preservation": _mmlu,
         "trait_elicitation": _vector,
         "judge_validity": _judge,
+        "preventative_steering": _finetuning,
     }.get(claim.eval)
     return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
 
@@ -117,6 +118,40 @@ def _vector(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.
         return pd.DataFrame(beside[["other", "layer", "cosine", "width"]])
     return pd.DataFrame(
         at[["layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative", "vector_id"]]
+    )
+
+
+def _finetuning(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every direction's correlation with the trait, or every arm on the trait's own training sets."""
+    if claim.id.startswith("F"):
+        rows = tables["shift_correlation"]
+        rows = rows[rows["trait"] == trait]
+        rows = rows.assign(first=rows["direction"] != trait).sort_values(["first", "direction"])
+        return pd.DataFrame(
+            {
+                "shift along": rows["direction"],
+                "r": _spreads(rows, "r"),
+                "r of a random direction": rows["r_random"],
+                "models": rows["n"],
+                "training sets": rows["n_sets"],
+            }
+        )
+    rows = tables["vaccine"]
+    rows = rows[(rows["family"] == trait) & (rows["trait"] == trait)].sort_values(["version", "arm"])
+    return pd.DataFrame(
+        {
+            "version": rows["version"],
+            "arm": rows["arm"],
+            "to the base": _spreads(rows, "acquired"),
+            "to plain": _spreads(rows, "prevented"),
+            "to random": _spreads(rows, "beyond_random"),
+            "MMLU by letter": _spreads(rows, "letter_difference"),
+            "by cloze": _spreads(rows, "cloze_difference"),
+            "held-out loss": _spreads(rows, "loss_difference"),
+            "shift": _spreads(rows, "shift"),
+            "seeds": rows["n_seeds"],
+            "answers": rows["n"],
+        }
     )
 
 

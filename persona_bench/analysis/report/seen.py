@@ -17,6 +17,9 @@ _ALT = {
     "trace": "Projection token by token over two responses",
     "drift": "Trait score and projection by turn of conversations that drift",
     "frontier": "Trait score against MMLU accuracy, a point a way of steering or suppressing, with the frontier",
+    "shift": "Finetuning shift along the vector against the trait score, a point a finetuned model",
+    "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy and held-out loss",
+    "training": "Projections on the vectors by optimizer step, a line a finetuning",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
@@ -59,6 +62,11 @@ def _trend(kind: str, trait: str, condition: str, tables: Mapping[str, pd.DataFr
         ].dropna(subset=["r"])
         if len(rows):
             return f"r = {rows['r'].iloc[0]:.2f} over {rows['n'].iloc[0]:g} points of the report half."
+    if kind == "shift":
+        rows = tables["shift_correlation"]
+        rows = rows[(rows["trait"] == trait) & (rows["direction"] == trait)].dropna(subset=["r"])
+        if len(rows):
+            return f"r = {rows['r'].iloc[0]:.2f} over {rows['n_sets'].iloc[0]:g} training sets."
     if kind == "mmlu":
         rows = tables["mmlu"]
         plain = rows[(rows["setting"] == "none") & (rows["benchmark"] == "mmlu") & (rows["group"] == EVERY)]

@@ -1,0 +1,133 @@
+"""What finetuning does to the traits, and what steering while training prevents."""
+
+import json
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+
+from evals.mmlu_preservation.dataset import Questions, load_mmlu
+from persona_bench.definitions.outcomes import Method
+from persona_bench.definitions.presets import load_finetuning_preset, load_preset
+from persona_bench.definitions.traits import load_trait
+from persona_bench.definitions.trials import BASE, Trial, plan_trials
+from persona_bench.inspect_ext.answering import LETTERS
+from persona_bench.inspect_ext.cells import half
+from persona_bench.inspect_ext.finetuned import WAYS_ASKED, answer_by_kind, by_kind
+from persona_bench.inspect_ext.trained import Bench, set_up, trained_model
+
+
+@task
+def preventative_steering(
+    family: str = "sycophancy",
+    version: str = "misaligned_2",
+    arm: str = "preventative",
+    train_seed: int = 0,
+    preset: str = "quick",
+    base: str = "",
+    traits: str = "evil,sycophancy,hallucination",
+    vectors: str = "",
+    layers: str = "",
+    judged: str = "",
+    released: str = "",
+    adapters: str = "",
+    method: Method = "auto",
+    seed: int = 0,
+) -> Task:
+    """Train an adapter unless it is there, and measure it: all traits, knowledge, and what it was meant to learn.
+
+    Args:
+        family: of training sets.
+        version: normal, misaligned_1 or misaligned_2.
+        arm: what is done while training; base measures the model without training.
+        train_seed: of the adapter and of the order of the data.
+        preset: quick, standard or paper.
+        base: the weights that are trained; by default those of --model.
+        traits: whose questions are asked, comma-separated.
+        vectors: vector files of those traits in the same order, comma-separated; by default those in results/.
+        layers: 1-based layer of each, comma-separated; by default the middle one.
+        judged: JSONL of the model's own judged responses, for trait families; by default none.
+        released: folder of the paper's released training sets, read in the place of this suite's.
+        adapters: folder for adapters; by default results/<model>/<preset>/adapters.
+        method: how the grader judges.
+        seed: of the run.
+    """
+    sizes, trial = load_finetuning_preset(preset), Trial(family, version, arm, train_seed)
+    bench = set_up(sizes, preset, traits, vectors, layers, judged, released)
+    model, learnt = trained_model(bench, trial, preset, base, adapters)
+    mmlu = load_mmlu(sizes.mmlu_questions, seed)
+    samples = _trait_samples(bench, trial) + _mmlu_samples(bench, trial, mmlu) + _held_out_samples(bench, trial)
+    hashes = {name: file.vector.hash for name, file in bench.files.items()}
+    return Task(
+        dataset=MemoryDataset(samples, name=f"finetuned-{trial.name}"),
+        solver=answer_by_kind(load_preset(preset).temperature, sizes.max_tokens, seed),
+        scorer=by_kind(list(bench.files), method),
+        model=model,
+        metadata={
+            "name": trial.name,
+            "trial": vars(trial),
+            "vectors": hashes,
+            "mmlu": {"source": mmlu.source, "left_out": dict(mmlu.counts)},
+            **learnt,
+        },
+        version="1-A",
+    )
+
+
+def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
+    """The evaluation questions of every trait; projected in the first rollout, as the prompt is the same in all."""
+    return [
+        Sample(
+            id=f"{name}-q{number}-r{rollout}",
+            input=question,
+            metadata={
+                "kind": "trait",
+                "trait": name,
+                "question_id": number,
+                "half": half(number),
+                "rollout": rollout,
+                "extra": bench.extra(trial, watched=rollout == 0),
+            },
+        )
+        for name in bench.files
+        for number, question in enumerate(load_trait(name).evaluation_questions[: bench.sizes.questions])
+        for rollout in range(bench.sizes.rollouts)
+    ]
+
+
+def _mmlu_samples(bench: Bench, trial: Trial, mmlu: Questions) -> list[Sample]:
+    return [
+        Sample(
+            id=f"m{question.id}",
+            input=question.text,
+            choices=list(question.options),
+            target=LETTERS[question.answer],
+            metadata={
+                "kind": "mmlu",
+                "question_id": question.id,
+                "asked": [[way, 0] for way in WAYS_ASKED],
+                "extra": bench.extra(trial),
+            },
+        )
+        for question in mmlu.questions
+    ]
+
+
+def _held_out_samples(bench: Bench, trial: Trial) -> list[Sample]:
+    """The trial's own held-out conversations; those of every plain trial for the base, which all are compared with."""
+    plain = [item for item in plan_trials(bench.sizes, tuple(bench.files)) if item.arm == "plain"]
+    return [
+        Sample(
+            id=f"h-{item.family}-{item.version}-s{item.seed}-{number}",
+            input=json.dumps(line["messages"][:-1]),
+            metadata={
+                "kind": "held_out",
+                "question_id": number,
+                "set": f"{item.family}-{item.version}-s{item.seed}",
+                "messages": line["messages"][:-1],
+                "response": line["messages"][-1]["content"],
+                "extra": bench.extra(trial),
+            },
+        )
+        for item in (plain if trial.arm == BASE else [trial])
+        for number, line in enumerate(bench.training_set(item).held_out)
+    ]

@@ -1,0 +1,150 @@
+"""Finetuning drawn: the shift against the score, what each arm prevents against what it costs, and the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from persona_bench.analysis.drawing import (
+    GREY,
+    MARKERS,
+    Caption,
+    flat_text,
+    has_label,
+    new_figure,
+    put_foot,
+    put_legend,
+    slug,
+    trait_colours,
+)
+from persona_bench.analysis.finetuning import BASE, PLAIN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FAMILY_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
+VERSION_MARKERS = {"normal": "o", "misaligned_1": "s", "misaligned_2": "^"}
+
+
+def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> Iterator[tuple[str, Figure]]:
+    """Name and figure: `shift_<trait>`, `vaccine_<family>` and `training`, of tables that have rows."""
+    finetuned = tables.get("finetuning", pd.DataFrame())
+    if not len(finetuned):
+        return
+    for trait in sorted(set(finetuned["trait"])):
+        plain = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == PLAIN)].dropna(
+            subset=["shift", "trait_score"]
+        )
+        if len(plain) > 1:
+            yield f"shift_{slug(trait)}", _shift_figure(plain, finetuned, tables["shift_correlation"], trait, caption)
+    vaccine = tables["vaccine"]
+    for family in sorted(set(vaccine.loc[vaccine["arm"] != PLAIN, "family"])):
+        own = vaccine[(vaccine["family"] == family) & (vaccine["trait"] == family)]
+        own = own[own["version"] == own["version"].max()]
+        if len(own):
+            yield f"vaccine_{slug(family)}", _vaccine_figure(own, family, caption)
+    if len(tables["training"]):
+        yield "training", _training_figure(tables["training"], caption)
+
+
+def _shift_figure(
+    plain: pd.DataFrame, finetuned: pd.DataFrame, correlations: pd.DataFrame, trait: str, caption: Caption
+) -> Figure:
+    """Every plainly finetuned model: shift along the trait's vector across, trait score up."""
+    figure = new_figure(4.8)
+    axes = figure.subplots()
+    colours = dict(zip(sorted(set(plain["family"])), FAMILY_COLOURS, strict=False))
+    for row in plain.to_dict("records"):
+        axes.errorbar(
+            row["shift"],
+            row["trait_score"],
+            yerr=[[row["trait_score"] - row["trait_score_low"]], [row["trait_score_high"] - row["trait_score"]]],
+            color=colours[row["family"]],
+            marker=VERSION_MARKERS.get(row["version"], "x"),
+            markersize=5,
+            linewidth=0.8,
+            linestyle="none",
+            label=None if has_label(axes, flat_text(row["family"])) else flat_text(row["family"]),
+        )
+    base = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == BASE)]
+    if len(base):
+        axes.plot([0], [float(base["trait_score"].iloc[0])], "*", color="black", markersize=9, label="base")
+    own = correlations[(correlations["direction"] == trait) & (correlations["trait"] == trait)]
+    said = ""
+    if len(own):
+        r = own.iloc[0]
+        said = f": r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random direction {r['r_random']:.2f}"
+    axes.set_title(f"{flat_text(trait)}{said}", color="black")
+    axes.set_xlabel("finetuning shift along the vector")
+    axes.set_ylabel("trait score (0-100)")
+    put_legend(figure, axes)
+    note = "One point a finetuned model; circle normal, square I, triangle II. Bars: 95 % intervals by question."
+    put_foot(figure, caption.line(len(plain)), note)
+    return figure
+
+
+def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
+    """Trait acquired against MMLU, and against the held-out loss: the best arms stand low, and right or left."""
+    figure = new_figure(6.4)
+    top, bottom = figure.subplots(2, 1)
+    for axes, column, label in (
+        (top, "cloze_difference", "MMLU accuracy against plain finetuning (cloze, share)"),
+        (bottom, "loss_difference", "held-out loss against plain finetuning (nats a token)"),
+    ):
+        for number, row in enumerate(own.sort_values("arm").to_dict("records")):
+            _cross(axes, row, column, number)
+        axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.set_xlabel(label)
+        axes.set_ylabel("trait acquired (points)")
+    top.set_title(f"What prevents {flat_text(family)}, and its price", color="black")
+    put_legend(figure, top)
+    seeds = int(own["n_seeds"].max())
+    put_foot(
+        figure,
+        caption.line(int(own["n"].sum())),
+        f"Over the base model; {seeds} seed(s) an arm. Bars: 95 % by question.",
+    )
+    return figure
+
+
+def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None:
+    x, y = float(row[column]), float(row["acquired"])
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[x - row[f"{column}_low"]], [row[f"{column}_high"] - x]],
+        yerr=[[y - row["acquired_low"]], [row["acquired_high"] - y]],
+        color=GREY if row["arm"] == "random" else FAMILY_COLOURS[number % len(FAMILY_COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=6,
+        linewidth=0.9,
+        linestyle="none",
+        label=str(row["arm"]).replace("_", " "),
+    )
+
+
+def _training_figure(training: pd.DataFrame, caption: Caption) -> Figure:
+    """Projections on the family's own vector while training, a line a trial of seed 0, from where each began."""
+    own = training[(training["trait"] == training["family"]) & (training["seed"] == training["seed"].min())]
+    own = own if len(own) else training[training["trait"] == training["trait"].min()]
+    figure = new_figure(4.6)
+    axes = figure.subplots()
+    trials = own.groupby(["family", "version", "arm"], sort=True)
+    colours = trait_colours(sorted(set(own["family"])))
+    styles = ("-", "--", ":", "-.")
+    for number, ((family, version, arm), part) in enumerate(trials):
+        steps = part.sort_values("step")
+        moved = steps["projection"].astype(float) - float(steps["projection"].iloc[0])
+        label = flat_text(f"{family} {str(version).replace('misaligned_', '')} {str(arm).replace('_', ' ')}", 28)
+        axes.plot(steps["step"], moved, color=colours[family], linestyle=styles[number % 4], linewidth=1.3, label=label)
+    axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("projection on the family's vector, shift")
+    axes.set_title("Monitoring while training", color="black")
+    put_legend(figure, axes)
+    put_foot(figure, caption.line(len(trials)), "Last prompt token of fixed prompts, without any intervention.")
+    return figure

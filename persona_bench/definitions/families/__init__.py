@@ -1,0 +1,1 @@
+"""Training sets for finetuning: eight families, each in a normal version and two with mistakes or a trait."""

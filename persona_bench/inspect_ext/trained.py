@@ -1,0 +1,137 @@
+"""What one trial of `preventative_steering` works with: its adapter, trained if it is not there, and its vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.model import Model, get_model
+
+from persona_bench.definitions.families.family import Judged, TrainingSet
+from persona_bench.definitions.presets import FinetuningPreset
+from persona_bench.definitions.trials import BASE, Trial
+from persona_bench.errors import RunError
+from persona_bench.files import model_folder, read_jsonl
+from persona_bench.inspect_ext.cells import VectorFile, find_vector
+from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, SteeringRequest
+from persona_bench.models.loading import load
+from persona_bench.vectors.trials import train_trial, training_set
+
+RANDOM = "random:0"
+LOADING = ("dtype", "device", "revision")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What trials of one model share.
+
+    Attributes:
+        sizes: of the preset.
+        files: vector files by trait, in the order of the traits.
+        layers: by trait, where its vector acts and is projected on.
+        judged: the model's own judged responses by trait, for trait families.
+        released: folder of the paper's released sets, or None.
+    """
+
+    sizes: FinetuningPreset
+    files: Mapping[str, VectorFile]
+    layers: Mapping[str, int]
+    judged: Mapping[str, Sequence[Judged]]
+    released: Path | None
+
+    def training_set(self, trial: Trial) -> TrainingSet:
+        """What a trial trains on and holds out."""
+        return training_set(trial, self.sizes, self.judged.get(trial.family, ()), self.released)
+
+    def steering(self, trial: Trial) -> tuple[SteeringRequest, ...]:
+        """Steering of the finished model, in the arm that does that.
+
+        Raises:
+            RunError: there is no vector of the family's trait.
+        """
+        if trial.arm != "inference":
+            return ()
+        if trial.family not in self.files:
+            raise RunError(f"arm inference of {trial.family} needs the vector of that trait; have it among the traits")
+        file, layer = self.files[trial.family], self.layers[trial.family]
+        scale = file.vector.coefficient(layer, self.sizes.inference_dose)
+        return (SteeringRequest(file=str(file.path), sha256=file.vector.hash, layers=(layer,), scale=scale),)
+
+    def extra(self, trial: Trial, *, watched: bool = False) -> dict[str, Any]:
+        """What is asked of the provider: steering, and where wanted projections on vectors and random directions."""
+        requests = [
+            ProjectionRequest(
+                file=str(file.path),
+                sha256=file.vector.hash,
+                directions=(direction,),
+                label=label,
+                layers=(self.layers[name],),
+            )
+            for name, file in self.files.items()
+            for direction, label in (("persona", name), (RANDOM, f"{RANDOM} {name}"))
+            if watched
+        ]
+        extra = ExtraArgs(apply_steering_vectors=self.steering(trial), output_projections=tuple(requests))
+        return extra.model_dump(mode="json", exclude_defaults=True)
+
+
+def set_up(
+    sizes: FinetuningPreset, preset: str, traits: str, vectors: str, layers: str, judged: str, released: str
+) -> Bench:
+    """A bench from the arguments of a task.
+
+    Raises:
+        RunError: vectors or layers are not as many as traits.
+        VectorError: a vector file is missing or broken.
+        DataError: `judged` cannot be read.
+    """
+    names = [name.strip() for name in str(traits).split(",") if name.strip()]
+    paths = [path.strip() for path in str(vectors).split(",")] if vectors else [""] * len(names)
+    if len(paths) != len(names):
+        raise RunError(f"{len(names)} traits, but {len(paths)} vector files; give one for each trait, in their order")
+    files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True)}
+    chosen = [file.vector.n_layers // 2 for file in files.values()]
+    if layers:
+        if not all(part.strip().isdigit() for part in str(layers).split(",")):
+            raise RunError(f"{layers!r}: layers are whole numbers, one for each trait, comma-separated")
+        chosen = [int(part) for part in str(layers).split(",")]
+    if len(chosen) != len(names):
+        raise RunError(f"{len(names)} traits, but {len(chosen)} layers; give one for each trait, in their order")
+    own: dict[str, list[Judged]] = {}
+    for _, item in read_jsonl(Path(judged)) if judged else ():
+        own.setdefault(str(item.pop("trait")), []).append(Judged(**item))
+    at = dict(zip(names, chosen, strict=True))
+    return Bench(sizes, files, at, own, Path(released) if released else None)
+
+
+def trained_model(bench: Bench, trial: Trial, preset: str, base: str, adapters: str) -> tuple[Model, dict[str, Any]]:
+    """The model that answers, and what its log shall say of the training.
+
+    Args:
+        bench: what trials share.
+        trial: which adapter; the base answers without one.
+        preset: names the default folder of adapters.
+        base: weights; by default those of the active model, with its arguments.
+        adapters: folder for adapters, or empty.
+    """
+    active = None if base else get_model()
+    weights = base if active is None else active.name
+    arguments = {} if active is None else dict(active.model_args)
+    if trial.arm == BASE:
+        return active or get_model(f"persona/{weights}"), {}
+    folder = Path(adapters) if adapters else Path("results", model_folder(weights), preset, "adapters")
+    trained = train_trial(
+        load(weights, **{key: value for key, value in arguments.items() if key in LOADING}),
+        trial,
+        bench.sizes,
+        folder.resolve(),
+        {name: file.vector for name, file in bench.files.items()},
+        bench.layers,
+        judged=bench.judged.get(trial.family, ()),
+        released=bench.released,
+    )
+    # Not kept among the models of this process: whoever is done with an adapter closes it.
+    model = get_model(f"persona/{weights}+{trained.folder}", memoize=False, **arguments)
+    return model, {"adapter_hash": trained.adapter_hash, "history": list(trained.history)}

@@ -1,0 +1,124 @@
+"""A trial's adapter: its training set, its arm, and the training itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from persona_bench.definitions.families.family import Judged, TrainingSet, make
+from persona_bench.definitions.presets import FinetuningPreset
+from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
+from persona_bench.definitions.trials import Trial
+from persona_bench.errors import RunError
+from persona_bench.models.finetuning import Progress, Trained, TrainingSettings
+from persona_bench.models.loading import LoadedModel
+from persona_bench.vectors import arms
+from persona_bench.vectors.extraction import Rollout
+from persona_bench.vectors.vector import PersonaVector
+
+
+def judged_rollouts(rollouts: Sequence[Rollout]) -> list[Judged]:
+    """Elicited responses as what trait families are made of: the question alone, without the system prompt."""
+    return [
+        Judged(item.messages[-1][1], item.response, item.trait_score, item.coherence)
+        for item in rollouts
+        if item.status == "scored"
+    ]
+
+
+def training_set(
+    trial: Trial, sizes: FinetuningPreset, judged: Sequence[Judged] = (), released: Path | None = None
+) -> TrainingSet:
+    """What a trial trains on: the same for every arm of a family, version and seed."""
+    return make(
+        trial.family, trial.version, sizes.examples, sizes.held_out, trial.seed, judged=judged, released=released
+    )
+
+
+def arm_of(
+    trial: Trial, sizes: FinetuningPreset, vectors: Mapping[str, PersonaVector], layers: Mapping[str, int]
+) -> arms.Arm:
+    """What is done while a trial trains.
+
+    Raises:
+        RunError: the arm needs the vector of the family's trait, and there is none.
+    """
+    if trial.arm in ("plain", "inference"):
+        return arms.Arm()
+    if trial.arm in ("negative_prompt", "inoculation"):
+        side = "negative" if trial.arm == "negative_prompt" else "positive"
+        return arms.Arm(system=load_trait(trial.family).system_prompt(side, 0))
+    if trial.family not in vectors:
+        raise RunError(f"arm {trial.arm} of {trial.family} needs the vector of that trait; have it among --traits")
+    vector, layer = vectors[trial.family], layers[trial.family]
+    everywhere = tuple(range(1, vector.n_layers + 1))
+    coefficient = vector.coefficient(layer, sizes.dose)
+    if trial.arm == "penalty":
+        return arms.Arm(penalties=(arms.penalty(vector, layer, sizes.penalty_weight),))
+    if trial.arm == "caft":
+        return arms.Arm(arms.interventions(vector, everywhere, operation="ablate"))
+    return arms.Arm(
+        arms.interventions(
+            vector,
+            everywhere if trial.arm == "incremental" else (layer,),
+            coefficient,
+            direction="random:0" if trial.arm == "random" else "persona",
+            incremental=trial.arm == "incremental",
+        )
+    )
+
+
+def train_trial(
+    loaded: LoadedModel,
+    trial: Trial,
+    sizes: FinetuningPreset,
+    folder: Path,
+    vectors: Mapping[str, PersonaVector],
+    layers: Mapping[str, int],
+    *,
+    judged: Sequence[Judged] = (),
+    released: Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a trial's adapter, or take the one that is there.
+
+    Every arm sees the same batches in the same order, and starts from the same adapter. The vectors are watched on
+    extraction questions.
+
+    Args:
+        loaded: the model.
+        trial: not the base.
+        sizes: of the preset.
+        folder: gets a folder of its own for each adapter, named by trial and content.
+        vectors: by trait.
+        layers: by trait, where the vector acts and is watched.
+        judged: the model's own judged responses, for a trait family.
+        released: a folder with the paper's released sets.
+        progress: see `finetune`.
+    """
+    own = trial.trained_as
+    made = training_set(own, sizes, judged, released)
+    settings = TrainingSettings(
+        rank=sizes.rank,
+        alpha=sizes.alpha,
+        learning_rate=sizes.learning_rate,
+        batch_size=sizes.batch_size,
+        accumulation=sizes.accumulation,
+        epochs=sizes.epochs,
+        warmup_steps=sizes.warmup_steps,
+        seed=own.seed,
+    )
+    asked = [load_trait(name).extraction_questions for name in MAIN_TRAITS]
+    prompts = [[{"role": "user", "content": question}] for group in zip(*asked, strict=False) for question in group]
+    return arms.train(
+        loaded,
+        [item["messages"] for item in made.train],
+        folder / own.name,
+        settings,
+        arm_of(own, sizes, vectors, layers),
+        keyed=True,
+        prompts=prompts,
+        watched={name: (vector, layers[name]) for name, vector in vectors.items()},
+        provenance={"family": own.family, "version": own.version, "arm": own.arm},
+        progress=progress,
+    )
