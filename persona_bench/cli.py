@@ -412,9 +412,17 @@ def _range(found: dict[str, Any], name: str) -> str:
 @click.option("--repeats", default=5, help="Rounds; each times every variant once.", **SHOWN)
 @click.option("--grader", help="Local weights: also time judging what was generated.  [default: none]")
 @click.option("--transcripts", default=0, help="Also time projecting so many; 0 for none.", **SHOWN)
+@click.option("--samples", default=0, help="Also time scanning so many; 0 for none.", **SHOWN)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
 def bench(
-    model: str, batch: int, tokens: int, repeats: int, grader: str | None, transcripts: int, target: Path | None
+    model: str,
+    batch: int,
+    tokens: int,
+    repeats: int,
+    grader: str | None,
+    transcripts: int,
+    samples: int,
+    target: Path | None,
 ) -> None:
     """Time the engine against transformers' own generate, in one run."""
     from persona_bench.files import write_atomic
@@ -426,6 +434,11 @@ def bench(
 
         figures["projection"] = measure_projection(model, transcripts, repeats, _say)
         figures["ratios"] |= figures["projection"].pop("ratios")
+    if samples > 0:
+        from persona_bench.vectors.benchmark import measure_scan
+
+        figures["scan"] = measure_scan(model, samples, repeats, _say)
+        figures["ratios"] |= figures["scan"].pop("ratios")
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():
