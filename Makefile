@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup run test test-long check
+.PHONY: setup run test test-long check docs
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/inspect-evals-lint --all
+
+# What is generated and committed; a test holds it to its source.
+docs: setup
+	$(BIN)/python -m persona_bench.definitions.claims_page docs/claims.md
 
 test: check
 	$(BIN)/python -m pytest -m "not long"

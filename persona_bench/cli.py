@@ -6,6 +6,7 @@ import errno
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
     )
     folder = pipeline.run_folder(settings, out)
     if pipeline.finished(settings, out) is not None:
+        _print_claims(folder / "claims.csv")
         click.echo(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
         return
     held = pipeline.run(settings, out, _say, shlex.join(["persona-bench", *sys.argv[1:]]))
@@ -93,31 +95,26 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
 
 
 def _print_claims(path: Path) -> None:
-    import pandas as pd
+    from rich.console import Console
+
+    from persona_bench.analysis.terminal import print_claims, read_claims
+
+    # Where nobody looks (a pipe, a log) the lines are as long as in a plain terminal.
+    print_claims(read_claims(path), Console(width=None if sys.stdout.isatty() else 80, highlight=False))
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    claims = pd.read_csv(path, keep_default_na=False)
-    table = Table(title="Claims")
-    for column in ("claim", "trait", "estimate", "interval", "n", "paper", "verdict", "reason"):
+    table = Table(title=Text(title))
+    for column in columns:
         table.add_column(column, overflow="fold")
-    for row in claims.to_dict("records"):
-        interval = f"{_short(row['ci_low'])} to {_short(row['ci_high'])}" if row["ci_low"] != "" else ""
-        table.add_row(
-            *map(str, (row["claim"], row["trait"], _short(row["estimate"]), interval, row["n"], row["paper_value"])),
-            str(row["verdict"]),
-            str(row["reason"]),
-        )
+    for row in rows:
+        # Text, as names and reasons may hold what rich takes for markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "-"
-    try:
-        return f"{float(value):.3g}"
-    except ValueError:
-        return str(value)
 
 
 @main.command()
@@ -282,6 +279,79 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
 
 
 @main.command()
+@click.argument("vector", type=click.Path(path_type=Path))
+@click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
+@click.option("--baseline", type=click.Path(path_type=Path), help="What to compare with.  [default: nothing]")
+@click.option("--write-baseline", type=click.Path(path_type=Path), help="Write one, if the vector is good.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
+@click.option("--summary", type=click.Path(path_type=Path), help="Append Markdown here ($GITHUB_STEP_SUMMARY).")
+@click.option("--trait-file", default="", help="Of a trait that is none of the suite's.")
+@click.option(
+    "--grader",
+    default=DEFAULT_GRADER,
+    callback=_some_grader,
+    help=f"{GRADER_HELP} `none`: only what needs no judge.",
+    **SHOWN,
+)
+@click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
+@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the vector's, else the middle]")
+@click.option("--seed", default=0, help="Of sampling and resampling.", **SHOWN)
+@click.option("--work", type=click.Path(path_type=Path), help="Folder of the logs.  [default: one in the cache]")
+@click.option("--other-weights", is_flag=True, help="Also where the vector was made from other weights.")
+def check(
+    vector: Path,
+    model: str,
+    baseline: Path | None,
+    write_baseline: Path | None,
+    junit: Path | None,
+    summary: Path | None,
+    trait_file: str,
+    grader: str,
+    preset: str,
+    layer: int | None,
+    seed: int,
+    work: Path | None,
+    other_weights: bool,
+) -> None:
+    """Is this vector as good as the last one? Exit code 0 as good, 1 worse, 2 could not be checked."""
+    from persona_bench import checking
+    from persona_bench.analysis import regression_output as output
+    from persona_bench.files import write_atomic
+
+    asked = checking.Asked(vector, model, trait_file, grader, preset, layer, seed, other_weights)
+    try:
+        outcome, new = checking.check(asked, baseline, work, _say)
+    except PersonaBenchError as error:
+        if junit is not None:
+            write_atomic(junit, output.junit_error(str(vector), str(error)))
+        raise
+    _print_table(outcome.title, output.COLUMNS, outcome.rows())
+    click.echo(outcome.verdict)
+    if junit is not None:
+        write_atomic(junit, output.junit(outcome))
+    if summary is not None:
+        held = summary.read_text(encoding="utf-8") if summary.exists() else ""
+        write_atomic(summary, held + output.markdown(outcome))
+    if write_baseline is not None and outcome.code == 0:
+        new.save(write_baseline)
+        click.echo(f"Baseline: {write_baseline}")
+    elif write_baseline is not None:
+        click.echo(f"{write_baseline} is not written: a baseline is made of a vector that passes", err=True)
+    sys.exit(outcome.code)
+
+
+@main.command()
+@click.option("--results", default="results", type=click.Path(path_type=Path), help="Folder of runs.", **SHOWN)
+@click.option("--out", default="paper_figures", type=click.Path(path_type=Path), help="Redrawn whole.", **SHOWN)
+def figures(results: Path, out: Path) -> None:
+    """Draw the figures of all runs under RESULTS anew, several models side by side, from their tables alone."""
+    from persona_bench.analysis.comparison import draw_results
+
+    drawn = draw_results(results, out, _say)
+    click.echo(f"{out}: {len(drawn)} files")
+
+
+@main.command()
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
 @click.option(
     "--vector", "vectors", required=True, multiple=True, type=click.Path(path_type=Path), help="May be repeated."
@@ -384,21 +454,21 @@ def scan(
 
 
 def _print_scan(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     compared = "reference" in summary
-    table = Table(title="Scan")
-    for column in ("measure", "n", "mean", "95 % interval", "SD", *(("to reference", "interval") if compared else ())):
-        table.add_column(column, overflow="fold")
+    columns = ("measure", "n", "mean", "95 % interval", "SD", *(("to reference", "interval") if compared else ()))
+    rows = []
     for name, found in summary["values"].items():
-        cells = [name, str(found["n"]), _short(found["mean"]), _range(found, "mean"), _short(found["sd"])]
-        table.add_row(*cells, *([_short(found["difference"]), _range(found, "difference")] if compared else []))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        cells = [name, found["n"], _short(found["mean"]), _range(found, "mean"), _short(found["sd"])]
+        rows.append([*cells, *([_short(found["difference"]), _range(found, "difference")] if compared else [])])
+    _print_table("Scan", columns, rows)
     for what in (summary["statuses"], summary["rejected"]):
         for reason, n in what.items():
             if reason != "measured":
                 click.echo(f"warning: {n} rows: {reason.replace('too_long', 'longer than the context')}", err=True)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _range(found: dict[str, Any], name: str) -> str:
@@ -413,6 +483,7 @@ def _range(found: dict[str, Any], name: str) -> str:
 @click.option("--grader", help="Local weights: also time judging what was generated.  [default: none]")
 @click.option("--transcripts", default=0, help="Also time projecting so many; 0 for none.", **SHOWN)
 @click.option("--samples", default=0, help="Also time scanning so many; 0 for none.", **SHOWN)
+@click.option("--few-shot", default=0, help="Also time scoring so many questions behind 5 examples.", **SHOWN)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
 def bench(
     model: str,
@@ -422,6 +493,7 @@ def bench(
     grader: str | None,
     transcripts: int,
     samples: int,
+    few_shot: int,
     target: Path | None,
 ) -> None:
     """Time the engine against transformers' own generate, in one run."""
@@ -439,12 +511,35 @@ def bench(
 
         figures["scan"] = measure_scan(model, samples, repeats, _say)
         figures["ratios"] |= figures["scan"].pop("ratios")
+    if few_shot > 0:
+        figures["few_shot"] = _few_shot(model, few_shot, repeats)
+        figures["ratios"] |= figures["few_shot"].pop("ratios")
     for name, value in figures["throughput"].items():
         click.echo(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():
         click.echo(f"{name:32} {value:8.3f}")
     if target is not None:
         write_atomic(target, json.dumps(figures, indent=1) + "\n")
+
+
+def _few_shot(model: str, n: int, repeats: int) -> dict[str, Any]:
+    """Time scoring `n` MMLU questions, by letter and by cloze, behind the examples that the eval puts before them."""
+    from evals.mmlu_preservation.dataset import load_mmlu
+    from evals.mmlu_preservation.mmlu_preservation import example
+    from persona_bench.inspect_ext.answering import likelihood_items
+    from persona_bench.inspect_ext.benchmark import measure_sharing
+
+    held = load_mmlu(n, seed=0, examples=True)
+    shown = {subject: [example(solved) for solved in items] for subject, items in held.examples.items()}
+    figures: dict[str, Any] = {"source": held.source, "ratios": {}}
+    for way in ("letter", "cloze"):
+        items = [
+            likelihood_items(way, asked.text, asked.options, shown.get(asked.subject) or shown.get("") or [])
+            for asked in held.questions
+        ]
+        figures[way] = measure_sharing(model, items, repeats, _say)
+        figures["ratios"][f"whole / shared examples, {way}"] = figures[way].pop("ratio")
+    return figures
 
 
 @main.group()

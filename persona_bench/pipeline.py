@@ -158,6 +158,64 @@ def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> Person
     return next(iter(vectors.values()))
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What the evals of a check gave.
+
+    Attributes:
+        logs: by logical name.
+        gate: why the judge may not decide about the trait, "" if it may.
+    """
+
+    logs: dict[str, EvalLog]
+    gate: str
+
+
+def check_evals(settings: Settings, folder: Path, vector: Path, layer: int, say: Say) -> Checked:
+    """Judge, steer, monitor and measure MMLU with one vector at one layer; go on where an earlier call stopped.
+
+    Only questions of the report half are asked, as nothing is chosen here. Where the judge fails its gate, or there is
+    none, nothing that needs it is run.
+
+    Args:
+        settings: of one trait, with a preset of checks; a grader of "" is none.
+        folder: of the logs.
+        vector: the file.
+        layer: 1-based.
+        say: told what happens, a line at a time.
+    """
+    from evals.mmlu_preservation import mmlu_preservation
+    from evals.trait_monitoring import trait_monitoring
+    from evals.trait_steering import trait_steering
+    from persona_bench.vectors.vector import PersonaVector
+
+    work = _Run(settings, folder, say)
+    work.load()
+    gate = "no grader"
+    if work.graders:
+        work.validate_judge()
+        found = work._gate().get(work.traits[0].name)
+        gate = "" if found and found["passes"] else "judge gate: it was not checked on labelled answers of this trait"
+        if found and not found["passes"]:
+            gate = f"judge gate: AUROC {found['auroc']:.2f}, balanced accuracy {found['balanced_accuracy']:.2f}"
+    shared: dict[str, Any] = {
+        "trait": settings.traits[0],
+        "preset": settings.preset,
+        "vector": str(vector.resolve()),
+        "vector_sha256": PersonaVector.load(vector).hash,
+        "layers": str(layer),
+        "seed": settings.seed,
+    }
+    if not gate:
+        tasks = [trait_steering(**shared)]
+        tasks += [trait_monitoring(**shared, condition=name) for name in work._conditions(work.traits[0])]
+        for task in tasks:
+            task.dataset = task.dataset.filter(lambda sample: bool((sample.metadata or {})["half"] == "report"))
+        work._eval_set("steering", tasks)
+    work._eval_set("mmlu", [mmlu_preservation(**shared)])
+    return Checked(work._logs(), gate)
+
+
 class _Run:
     def __init__(self, settings: Settings, folder: Path, say: Say, command: str = "") -> None:
         self.settings, self.folder, self.say, self.command = settings, folder, say, command
@@ -231,7 +289,9 @@ class _Run:
             list(tasks),
             log_dir=str(self.folder / "logs" / stage),
             model=self.model,
-            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]},
+            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
+            if self.graders
+            else None,
             max_tasks=len(tasks),
             max_connections=2 * self.engine.max_batch,
             max_samples=2 * self.engine.max_batch,
@@ -303,7 +363,7 @@ class _Run:
 
     def _planned_responses(self, trait: Trait) -> int:
         """How many responses the run will have judged for a trait, at most."""
-        from persona_bench.inspect_ext.cells import plan
+        from persona_bench.inspect_ext.cells import plan, preset_plan
         from persona_bench.inspect_ext.conditions import conversations
 
         sizes = self.preset
@@ -313,8 +373,9 @@ class _Run:
         )
         questions = min(sizes.evaluation_questions, len(trait.evaluation_questions))
         if self._wants("trait_steering"):
-            cells = 1 + len(plan(sizes.layers(self.loaded.n_layers), sizes.doses, sizes.random_vectors))
-            n += questions * cells * sizes.steering_rollouts
+            layers = sizes.layers(self.loaded.n_layers)
+            how = preset_plan(sizes, trait, self.loaded.n_layers, layers)
+            n += questions * (1 + len(plan(layers, sizes.doses, sizes.random_vectors, **how))) * sizes.steering_rollouts
         if self._wants("trait_monitoring"):
             said = [item for name in self._conditions(trait) for item in conversations(name, trait, questions)]
             n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts

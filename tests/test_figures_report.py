@@ -2,16 +2,21 @@
 
 import dataclasses
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from persona_bench import pipeline
 from persona_bench.analysis import figures as fg
 from persona_bench.analysis.report import write_report
+from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.tables import BASELINE, Samples, build_tables, read_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.cli import run
+from persona_bench.definitions.claims import claim
 from tests.builders_samples import World, make_samples
 
 CAPTION = fg.Caption("some/model", "quick", "some-grader", "2025-01-02", seed=0)
@@ -50,7 +55,16 @@ def run_record(**changes) -> dict[str, object]:
 
 
 def test_every_figure_is_drawn_small_and_in_both_forms(drawn):
-    kinds = ("steering_{}", "monitoring_{}", "monitoring_{}_drift", "roc_{}", "roc_{}_drift", "drift_{}", "trace_{}")
+    kinds = (
+        "steering_{}",
+        "monitoring_{}",
+        "monitoring_{}_drift",
+        "roc_{}",
+        "roc_{}_drift",
+        "drift_{}",
+        "trace_{}",
+        "frontier_{}",
+    )
     names = {"claims", "mmlu", *(kind.format(trait) for kind in kinds for trait in ("evil", "sycophancy"))}
     assert {path.stem for path in drawn} == names and len(drawn) == 2 * len(names)
     assert all(0 < path.stat().st_size < 300_000 for path in drawn)
@@ -132,7 +146,7 @@ def test_report_is_one_file_without_network(tables, drawn, tmp_path):
     assert (markdown.name, page.name) == ("report.md", "report.html")
     text = page.read_text(encoding="utf-8")
     found = check(text)
-    assert found.tags.count("figure") == len(drawn) / 2 == 16
+    assert found.tags.count("figure") == len(drawn) / 2 == 18
     for source in found.sources:
         assert source.startswith("data:image/png;base64,") or (source[0] == "#" and source[1:] in found.ids)
     assert not re.search(r"(?:src|href)=\"?https?:|url\(|@import", text)
@@ -152,6 +166,39 @@ def test_both_forms_say_the_same(tables, drawn, tmp_path):
         assert claim_id in md and claim_id in text
 
 
+def test_the_markdown_fits_a_comment_on_a_pull_request(tables, drawn, tmp_path):
+    markdown, _ = write_report(tmp_path, run_record(), tables, tables["claims"], drawn)
+    assert len(markdown.read_text(encoding="utf-8")) < 65_536
+
+
+def test_each_claim_has_its_controls_logs_and_command(tables, drawn, tmp_path):
+    record = run_record(logs={"steering-evil-none-0-0": {"file": "logs/s.eval", "eval_id": "e77"}})
+    _, page = write_report(tmp_path, record, tables, tables["claims"], drawn)
+    text = page.read_text(encoding="utf-8")
+    rows = text.split("<tbody data-verdict=")
+    (body,) = [part for part in rows if ">C1-steering-induces<" in part and ">evil<" in part]
+    random = tables["steering"].query("trait == 'evil' and half == 'report' and vector == 'random' and layer == 12")
+    for score in random.loc[random["relative_dose"] == 0.4, "trait_score"]:
+        assert f"<td>{score:.3g} [" in body
+    assert "eval e77, logs/s.eval" in body and "--evals judge_validity,trait_elicitation,trait_steering" in body
+    monitored = [part for part in rows if ">C3-monitoring-overall<" in part]
+    assert all(f"<td>{name}</td>" in part for part in monitored for name in ("persona", "random:0", "text:tfidf"))
+
+
+def test_the_command_of_a_verdict_is_one_that_the_command_line_takes():
+    record = run_record(model="a b", traits=["evil", "my trait.json"], extraction_filter="coded")
+    words = shlex.split(rerun_command(record, claim("C5-steering-costs-capability"), "evil"))
+    assert words[:2] == ["persona-bench", "run"]
+    context = run.make_context("run", words[2:])
+    assert context.params["model"] == "a b" and context.params["traits"] == "evil"
+    settings = pipeline.Settings(evals=tuple(context.params["evals"].split(",")), extraction_filter="coded")
+    assert "mmlu_preservation" in settings.evals and context.params["rule"] == "coded"
+    # A trait from a file is named by its path, which the row does not know: all traits run again.
+    other = shlex.split(rerun_command(record, claim("C1-steering-induces"), "my trait"))
+    assert run.make_context("run", other[2:]).params["traits"] == "evil,my trait.json"
+    assert rerun_command(record, claim("N1-deception"), "all") == ""
+
+
 def test_reports_are_byte_identical(tables, drawn, tmp_path):
     first = write_report(tmp_path / "a", run_record(), tables, tables["claims"], drawn)
     second = write_report(tmp_path / "b", run_record(), tables, tables["claims"], drawn)
@@ -167,11 +214,12 @@ def test_text_from_strangers_is_escaped(tmp_path):
     markdown, page = write_report(tmp_path, record, made, claims, paths)
     text, md = page.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
     assert check(text).tags.count("script") == 1 and 'alert("1")' not in text
-    outside = re.sub(r"````.*?````", "", md, flags=re.DOTALL)
+    # Inside a fence nothing is markup, as no text holds as many backticks as its fence.
+    outside = re.sub(r"^(`{3,})\n.*?\n\1$", "", md, flags=re.DOTALL | re.MULTILINE)
     assert "<script>" not in outside and "@one" not in outside
     for line in outside.splitlines():
         if line.startswith("| C1"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 10
+            assert len(re.findall(r"(?<!\\)\|", line)) == 9
 
 
 def test_a_judge_under_the_gate_is_a_warning(tmp_path):

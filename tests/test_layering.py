@@ -23,6 +23,7 @@ ROOMS = (
     ("persona_bench._registry", "persona_bench.analysis"),
     ("evals",),
     ("persona_bench.pipeline",),
+    ("persona_bench.checking",),
     ("persona_bench.cli",),
 )
 FIRST_WITH_INSPECT = 5

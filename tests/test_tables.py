@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from persona_bench.analysis import tables as tb
+from persona_bench.analysis.samples import collect
 from persona_bench.errors import DataError
+from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
 
 FAST = 200
@@ -330,6 +333,7 @@ def _steering(**changes) -> pd.DataFrame:
         {
             "trait": "evil",
             "vector": ["none", "persona", "persona", "persona", "persona"],
+            "setting": ["none", "single", "single", "single", "single"],
             "layer": [0, 8, 8, 12, 12],
             "coefficient": [0.0, 1.0, 2.0, 2.0, -2.0],
             "relative_dose": [0.0, 0.1, 0.2, 0.3, -0.3],
@@ -426,3 +430,22 @@ def test_all_unscored_is_nan(samples):
     cells = tb.build_tables(blind, resamples=FAST)["steering"]
     assert cells["trait_score"].isna().all() and cells["difference"].isna().all() and cells["refusal_rate"].isna().all()
     assert (cells["n_unscored"] == cells["n"]).all()
+
+
+def test_cosines_are_those_of_the_vectors_at_every_layer():
+    """Two planted directions at an angle that grows with the layer; a vector is not compared with itself."""
+    angles = torch.tensor([0.0, 0.3, 1.0, 2.5])
+    first = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1)
+    second = 3 * torch.stack([angles.cos(), angles.sin(), torch.zeros(4)], dim=1)
+    provenance = {"counts": {side: {"kept": 1} for side in ("positive", "negative")}, "warning": ""}
+    vectors = [
+        PersonaVector(name, {"persona": rows}, torch.ones(4), provenance)
+        for name, rows in (("evil", first), ("sycophancy", second))
+    ]
+    found = tb.build_tables(collect({}, vectors, "stated"), resamples=10)["cosines"]
+    assert list(zip(found["trait"], found["other"], found["layer"], strict=True)) == [
+        *(("evil", "sycophancy", layer) for layer in (1, 2, 3)),
+        *(("sycophancy", "evil", layer) for layer in (1, 2, 3)),
+    ]
+    assert found["cosine"].to_numpy() == pytest.approx(angles[1:].cos().tolist() * 2, abs=1e-6)
+    assert set(found["width"]) == {3}

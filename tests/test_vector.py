@@ -308,6 +308,9 @@ def test_extraction_agrees_with_plain_loops(rule: Filter) -> None:
     shuffled = np.random.default_rng(3).permutation(np.array(sides))
     close(made.directions["shuffled"], difference([bool(label) for label in shuffled], "persona"))
     close(made.residual_norms, torch.stack([mean["norms"] for mean in means]).mean(0))
+    assert made.negative_mean is not None
+    negative = [mean["persona"] for mean, positive in zip(means, sides, strict=True) if not positive]
+    close(made.negative_mean, torch.stack(negative).mean(0))
     assert not torch.allclose(made.directions["persona"], made.directions["shuffled"])
 
 

@@ -10,12 +10,15 @@ from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
+from persona_bench.pipeline import CORE_EVALS
 from tests.builders_samples import World, make_null_run, make_samples
 
 FAST = 300
 ONE = World(traits=("evil",))
 FIRST_COLUMNS = "claim trait statement paper_value estimate ci_low ci_high n verdict reason".split()
-JUDGED = [entry.id for entry in CLAIMS if entry.judged]
+# What a run of the core evals decides, and of that what the simulated world has samples for.
+DECIDED = [entry for entry in CLAIMS if entry.id in vd._RULES and entry.condition != "many_shot"]
+JUDGED = [entry.id for entry in DECIDED if entry.judged]
 
 
 def verdicts(samples: Samples, **options) -> pd.DataFrame:
@@ -39,20 +42,21 @@ def claims(samples) -> pd.DataFrame:
 
 
 def test_every_claim_has_a_rule_and_a_value_or_not_found():
-    assert [entry.id for entry in CLAIMS] == list(vd._RULES)
+    assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
     assert claim("L1-refusal-confound").threshold == 0.5
-    for entry in CLAIMS:
-        assert any(char.isdigit() for char in entry.paper_value) or "not found" in entry.paper_value
-        assert "supported" in entry.rule.lower() and "contradicted" in entry.rule
 
 
 def test_columns(claims):
     assert list(claims.columns) == [*FIRST_COLUMNS, "p_holm", "log", "warning"]
-    assert set(claims["verdict"]) <= set(vd.VERDICTS) and len(claims) == len(CLAIMS)
+    assert set(claims["verdict"]) <= set(vd.VERDICTS)
+    assert list(zip(claims["claim"], claims["trait"], strict=True)) == [
+        (entry.id, trait) for entry in CLAIMS for trait in entry.rows(["evil"])
+    ]
 
 
 def test_true_effects_are_supported(claims):
-    assert (claims["verdict"] == "supported").all(), claims[["claim", "verdict", "reason"]].to_string()
+    tested = claims[claims["claim"].isin({entry.id for entry in DECIDED} - {"V1-cosines"})]
+    assert (tested["verdict"] == "supported").all(), tested[["claim", "verdict", "reason"]].to_string()
     induces = one(claims, "C1-steering-induces")
     assert induces["ci_low"] > 20 and induces["p_holm"] < 0.05 and "steering-evil-random" in induces["log"]
     assert one(claims, "C5-steering-costs-capability")["n"] == 200
@@ -82,7 +86,7 @@ def test_a_random_vector_that_does_as_much_takes_the_support_away():
 def test_a_judge_that_answers_at_random_decides_nothing():
     claims = verdicts(make_samples(dataclasses.replace(ONE, judge_noise=1e6)))
     judged = claims[claims["claim"].isin(JUDGED)]
-    assert len(judged) == 6 and (judged["verdict"] == "not testable").all()
+    assert len(judged) == 7 and (judged["verdict"] == "not testable").all()
     assert judged["reason"].str.startswith("judge gate: AUROC").all() and judged["estimate"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] != "supported"
     assert one(claims, "C5-steering-costs-capability")["verdict"] == "supported"
@@ -152,7 +156,9 @@ def only_judged() -> tuple[Samples, dict[str, pd.DataFrame]]:
 
 def test_with_the_labelled_answers_judged_right_the_same_run_supports_its_claims(only_judged):
     claims = shut(labelled_rows("evil"), *only_judged)
-    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == {*JUDGED, "J-judge-valid"}
+    # What steering costs rests on MMLU too, which is at chance here.
+    true = {*JUDGED, "J-judge-valid"} - {"C7-prompt-costs-less"}
+    assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == true
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -163,7 +169,7 @@ def test_random_scores_on_the_labelled_answers_support_no_claim(seed, only_judge
     judge = pd.concat([judge[~report], at_random(judge[report], seed)])
     claims = shut(judge, *only_judged)
     judged = claims[claims["claim"].isin(JUDGED)]
-    assert len(judged) == len(JUDGED) == 6 and (judged["verdict"] == "not testable").all()
+    assert len(judged) == len(JUDGED) == 7 and (judged["verdict"] == "not testable").all()
     assert judged["reason"].str.startswith("judge gate: ").all()
     assert judged["estimate"].isna().all() and judged["p_holm"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] == "contradicted"
@@ -201,7 +207,7 @@ def test_a_judge_that_was_not_checked_decides_nothing(samples):
 def test_not_run(samples):
     claims = verdicts(Samples(judge=samples.judge), traits=["evil", "kind"])
     rest = claims[~((claims["claim"] == "J-judge-valid") & (claims["trait"] == "evil"))]
-    assert (rest["verdict"] == "not run").all() and set(claims["trait"]) == {"evil", "kind"}
+    assert (rest["verdict"] == "not run").all() and set(claims["trait"]) == {"evil", "kind", "all"}
     assert verdicts(Samples()).empty
 
 
@@ -238,6 +244,56 @@ def test_missing_controls_and_layers(samples):
     assert one(verdicts(half), "C1-steering-induces")["verdict"] == "not run"
 
 
+def test_many_shot_has_verdicts_of_its_own(samples):
+    """Samples under examples decide the many-shot claims and no other; the ladder's are as they were."""
+    ladder = samples.monitoring[samples.monitoring["condition"] == "ladder"]
+    shots = ladder.assign(condition="many_shot", sample_id="shots-" + ladder["sample_id"])
+    noise = np.random.default_rng(1).permutation(shots["trait_score"])
+    read = samples.projections.assign(sample_id="shots-" + samples.projections["sample_id"])
+    projections = pd.concat([samples.projections, read])
+    both = dataclasses.replace(samples, monitoring=pd.concat([samples.monitoring, shots]), projections=projections)
+    alike, plain = verdicts(both), verdicts(samples)
+    for ours, theirs in (("C8-many-shot-overall", "C3-"), ("C9-many-shot-within", "C4-")):
+        assert one(plain, ours)["verdict"] == "not run" and "under many_shot" in one(plain, ours)["reason"]
+        (same,) = [row for _, row in alike.iterrows() if row["claim"].startswith(theirs)]
+        assert one(alike, ours)["verdict"] == "supported"
+        assert one(alike, ours)["estimate"] == pytest.approx(same["estimate"])
+    spoilt = pd.concat([samples.monitoring, shots.assign(trait_score=noise)])
+    other = verdicts(dataclasses.replace(both, monitoring=spoilt))
+    assert one(other, "C8-many-shot-overall")["verdict"] != "supported"
+    assert one(other, "C3-monitoring-overall")["verdict"] == "supported"
+
+
+def test_a_correlation_inside_prompts_alone_is_not_mostly_between():
+    world = dataclasses.replace(ONE, rung_effect=0.0, within=12.0, questions=16)
+    found = one(verdicts(make_samples(world)), "L2-monitoring-mostly-between")
+    assert found["verdict"] != "supported" and found["estimate"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("cosine", "verdict"), [(0.4, "supported"), (-0.4, "contradicted"), (0.05, "inconclusive"), (-0.05, "inconclusive")]
+)
+def test_cosines_go_by_the_sign_of_the_papers(cosine, verdict):
+    """3 / sqrt(576) = 0.125 is what random directions stay under."""
+    base = Samples(vectors=make_samples(World(traits=("evil", "optimistic"))).vectors)
+    for traits, sign in ((("evil", "sycophancy"), 1), (("evil", "optimistic"), -1)):
+        world = World(traits=traits, cosine=sign * cosine)
+        made = make_samples(world)
+        claims = verdicts(dataclasses.replace(base, vectors=made.vectors, cosines=made.cosines))
+        found = claims[claims["claim"] == "V1-cosines"]
+        assert set(found["verdict"]) == {verdict} and set(found["trait"]) == set(traits)
+        assert found["estimate"].to_numpy() == pytest.approx(cosine)
+    alone = one(verdicts(Samples(vectors=make_samples(ONE).vectors)), "V1-cosines")
+    assert alone["verdict"] == "not testable" and "no vector of" in alone["reason"]
+
+
+def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(claims):
+    rest = claims[~claims["claim"].isin(list(vd._RULES))]
+    assert len(rest) > 30 and (rest["verdict"] == "not run").all() and rest["estimate"].isna().all()
+    for _, row in rest.iterrows():
+        assert claim(row["claim"]).eval in row["reason"]
+
+
 def test_flat_scores_cannot_be_monitored(samples):
     flat = samples.monitoring.assign(trait_score=50.0)
     claims = verdicts(dataclasses.replace(samples, monitoring=flat))
@@ -260,7 +316,7 @@ def test_null_runs_rarely_support_a_claim():
     """No effect anywhere: in at most 5 % of 200 runs may any tested claim come out as supported."""
     null = dataclasses.replace(ONE, steer=0, coherence_cost=0, rung_effect=0, within=0, mmlu_cost=0)
     null = dataclasses.replace(null, questions=6, layers=(8,), doses=(-0.3, 0.3), mmlu_questions=60, mmlu=0.6)
-    tested = [entry.id for entry in CLAIMS if entry.id.startswith("C")]
+    tested = [entry.id for entry in DECIDED if entry.id.startswith("C")]
     base = make_samples(null)
     # The choice on the select half is independent of the report half, so one choice serves all runs, and the tables
     # (most of the time) are made once.

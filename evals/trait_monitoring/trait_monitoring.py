@@ -2,18 +2,15 @@
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.inspect_ext.cells import find_vector, numbers
-from persona_bench.inspect_ext.conditions import conversations
+from persona_bench.inspect_ext.conditions import as_messages, conversations
 from persona_bench.inspect_ext.judge import trait_judge
 from persona_bench.inspect_ext.solvers import converse
 from persona_bench.inspect_ext.watching import watch
-
-MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
 @task
@@ -46,12 +43,11 @@ def trait_monitoring(
     at = tuple(int(layer) for layer in numbers(layers, range(1, file.vector.n_layers + 1)))
     samples = []
     for item in conversations(condition, loaded, sizes.evaluation_questions):
-        messages: list[ChatMessage] = [MESSAGES[role](content=text) for role, text in item.messages]
         extra = watch(file, others, at, sizes.random_vectors, per_token=item.question_id == 0)
         samples.append(
             Sample(
                 id=f"{condition}-{item.id}",
-                input=messages,
+                input=as_messages(item.messages),
                 metadata={
                     "trait": loaded.name,
                     "condition": condition,

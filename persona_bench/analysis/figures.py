@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from persona_bench.analysis.capability import EVERY, first_above_chance, unsteered
 from persona_bench.analysis.drawing import (
     GREY,
     MARKERS,
@@ -28,14 +29,16 @@ from persona_bench.analysis.drawing import (
     slug,
     trait_colours,
 )
+from persona_bench.analysis.grouping import single
 from persona_bench.analysis.monitoring_figures import monitoring_figures
+from persona_bench.analysis.tradeoff_figures import frontier_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "slug", "trait_colours"]
+__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "slug", "trait_colours", "verdict_matrix"]
 
 VERDICT_COLOURS: Mapping[str, str] = {
     "supported": "#009E73",
@@ -47,24 +50,25 @@ VERDICT_COLOURS: Mapping[str, str] = {
 """Fill of each verdict, in the matrix and in the report; the word always stands beside the colour."""
 
 
-def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption) -> list[Path]:
+def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption, prefix: str = "") -> list[Path]:
     """Draw every figure that the tables have rows for.
 
     Args:
         tables: as `build_tables` gives them, and `claims` (from `judge_claims`) for the overview.
         folder: is made where it does not exist.
         caption: what stands under each figure.
+        prefix: before every file name.
 
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
-        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`.
+        (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
     paths: list[Path] = []
     with drawing_style():
         for name, figure in _figures(tables, colours, caption):
-            paths += save(figure, folder / name)
+            paths += save(figure, folder / f"{prefix}{name}")
     return paths
 
 
@@ -72,13 +76,18 @@ def _figures(
     tables: Mapping[str, pd.DataFrame], colours: Mapping[str, str], caption: Caption
 ) -> Iterator[tuple[str, "Figure"]]:
     claims = tables.get("claims", pd.DataFrame())
+    # Claims that nothing was run for would fill the page with empty cells; the report lists them.
+    claims = claims[claims["verdict"] != "not run"] if len(claims) else claims
     if len(claims):
         yield "claims", _claims_figure(claims, caption)
     for trait in named_traits(tables["steering"]):
         yield f"steering_{slug(trait)}", _steering_figure(tables, trait, colours[trait], caption)
     yield from monitoring_figures(tables, colours, caption)
-    if len(tables["mmlu"]):
-        yield "mmlu", _mmlu_figure(tables["mmlu"], colours, caption)
+    shown = tables["mmlu"]["setting"].isin(["none", "single"]) & (tables["mmlu"]["group"] == EVERY)
+    mmlu = tables["mmlu"][shown & (tables["mmlu"]["benchmark"] == "mmlu")]
+    if len(mmlu):
+        yield "mmlu", _mmlu_figure(mmlu, colours, caption)
+    yield from frontier_figures(tables, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------
@@ -86,7 +95,7 @@ def _figures(
 
 def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str, caption: Caption) -> "Figure":
     """Trait score and coherence against relative dose, a line a layer, with the random control dashed."""
-    cells, half = fullest_half(tables["steering"][tables["steering"]["trait"] == trait])
+    cells, half = fullest_half(single(tables["steering"][tables["steering"]["trait"] == trait]))
     choice = tables["steering_choice"]
     choice = choice[(choice["trait"] == trait) & choice["layer"].notna()]
     figure = new_figure(5.6)
@@ -95,7 +104,7 @@ def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str
         _dose_lines(axes, cells, column, colour, list(choice["layer"].astype(float)))
         axes.set_ylim(-3, 103)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-    _stars(top, tables["steering"], choice, trait)
+    _stars(top, single(tables["steering"]), choice, trait)
     top.set_ylabel("trait score (0-100)")
     bottom.set_ylabel("coherence (0-100)")
     bottom.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")
@@ -172,12 +181,10 @@ def _stars(axes: "Axes", steering: pd.DataFrame, choice: pd.DataFrame, trait: st
 
 def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Caption) -> "Figure":
     """Accuracy against relative dose, with the unsteered band and the chance line."""
-    order = ("letter", "cloze")
-    names = sorted(set(mmlu["scoring"]), key=lambda name: (order.index(name) if name in order else 9, name))
-    able = mmlu["above_chance"].astype(str) == "True"
-    scoring = next((name for name in names if able[mmlu["scoring"] == name].any()), names[0])
-    cells = mmlu[mmlu["scoring"] == scoring]
-    plain = cells[cells["vector"] == "none"]
+    first = mmlu.sort_values("shots").iloc[0]
+    scoring, shots = first_above_chance(mmlu) or (str(first["scoring"]), int(first["shots"]))
+    cells = mmlu[(mmlu["scoring"] == scoring) & (mmlu["shots"] == shots)]
+    plain = unsteered(cells)
     figure = new_figure(4.4)
     axes = figure.subplots()
     for _, row in plain.iterrows():
@@ -185,6 +192,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
         axes.axhline(row["accuracy"], color=GREY, linewidth=1, zorder=1)
     axes.axhline(MMLU_CHANCE, color="black", linestyle=":", linewidth=1.2, label="chance")
     traits = named_traits(cells)
+    cells = pd.concat([plain, cells[cells["setting"] == "single"]])
     doses = cells["relative_dose"].astype(float)
     # Traits are set apart a little, as their cells often share doses and would hide each other.
     step = 0.012 * float(doses.max() - doses.min() or 1)
@@ -214,7 +222,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
     axes.set_ylim(0, min(1.0, max(0.5, top + 0.08)))
     axes.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")
     axes.set_ylabel("accuracy")
-    axes.set_title(f"MMLU under steering ({scoring} scoring)")
+    axes.set_title(f"MMLU under steering ({scoring} scoring, {shots} examples)")
     put_legend(figure, axes)
     put_foot(figure, caption.line(f"{int(cells['n'].max())} questions a cell"), "Bars: 95 % Wilson intervals.")
     return figure
@@ -224,20 +232,31 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
 
 
 def _claims_figure(claims: pd.DataFrame, caption: Caption) -> "Figure":
-    """Verdicts as a matrix, a claim a row and a trait a column; the word stands in every cell."""
-    names, traits = list(dict.fromkeys(claims["claim"])), sorted(set(claims["trait"]))
-    figure = new_figure(1.4 + 0.46 * len(names), width=max(WIDTH, 2.2 + 1.15 * len(traits)))
+    """Verdicts of one run, a trait a column."""
+    return verdict_matrix(claims.assign(column=claims["trait"]), caption, order=sorted(set(claims["trait"])))
+
+
+def verdict_matrix(claims: pd.DataFrame, caption: Caption, order: Sequence[str]) -> "Figure":
+    """Verdicts as a matrix, a claim a row; the word stands in every cell.
+
+    Args:
+        claims: as `judge_claims` gives them, with the name of its column in `column`.
+        caption: what stands under the figure.
+        order: the columns.
+    """
+    names, columns = list(dict.fromkeys(claims["claim"])), list(order)
+    figure = new_figure(1.4 + 0.46 * len(names), width=max(WIDTH, 2.2 + 1.15 * len(columns)))
     axes = figure.subplots()
     for _, row in claims.iterrows():
-        x, y = traits.index(row["trait"]), names.index(row["claim"])
+        x, y = columns.index(row["column"]), names.index(row["claim"])
         verdict = str(row["verdict"])
         axes.add_patch(_patch(x, y, VERDICT_COLOURS.get(verdict, "#FFFFFF")))
         estimate = "" if pd.isna(row["estimate"]) else f"\n{float(row['estimate']):.2f}"
         bold = "bold" if verdict in ("supported", "contradicted") else "normal"
         axes.text(x + 0.5, y + 0.5, verdict + estimate, ha="center", va="center", fontsize=9, fontweight=bold)
-    axes.set_xlim(0, len(traits))
+    axes.set_xlim(0, len(columns))
     axes.set_ylim(len(names), 0)
-    axes.set_xticks(np.arange(len(traits)) + 0.5, ["\n".join(textwrap.wrap(flat_text(trait), 14)) for trait in traits])
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(column) for column in columns])
     axes.set_yticks(np.arange(len(names)) + 0.5, ["\n".join(textwrap.wrap(_readable(name), 20)) for name in names])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -248,6 +267,11 @@ def _claims_figure(claims: pd.DataFrame, caption: Caption) -> "Figure":
     n = f"{tested.min()} to {tested.max()} a verdict" if len(tested) else 0
     put_foot(figure, caption.line(n), "Under each verdict: the estimate of the claim's statistic.")
     return figure
+
+
+def _wrapped(column: str) -> str:
+    """Each line of a column's name, short enough to stand above its cells."""
+    return "\n".join("\n".join(textwrap.wrap(flat_text(line), 14)) for line in column.split("\n"))
 
 
 def _patch(x: int, y: int, colour: str) -> Any:

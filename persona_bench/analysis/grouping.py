@@ -33,6 +33,11 @@ def scored(frame: pd.DataFrame) -> pd.Series:
     return frame["trait_score"].astype(float).where(frame["status"] == "scored")
 
 
+def single(frame: pd.DataFrame) -> pd.DataFrame:
+    """The unsteered rows and those steered at a single layer, among which layer and coefficient are chosen."""
+    return frame[frame["setting"].isin(["none", "single"])]
+
+
 def log_names(frame: pd.DataFrame) -> str:
     """The logs that a group of samples comes from, joined by "; "."""
     return "; ".join(sorted({str(name) for name in frame["log"].dropna()})) if "log" in frame else ""

@@ -68,7 +68,7 @@ def monitoring_figures(
                 yield f"roc_{name}", _roc(tables, curves, trait, condition, colours[trait], caption)
     for trait in named_traits(tables["monitoring_tokens"]):
         tokens = tables["monitoring_tokens"]
-        yield f"trace_{slug(trait)}", _traces(tokens[tokens["trait"] == trait], trait, caption)
+        yield f"trace_{slug(trait)}", _traces(tokens[tokens["trait"] == trait], trait, colours[trait], caption)
     for trait in named_traits(tables["drift_turns"]):
         turns = tables["drift_turns"][tables["drift_turns"]["trait"] == trait]
         yield f"drift_{slug(trait)}", _timeline(tables, turns, trait, colours[trait], caption)
@@ -224,8 +224,10 @@ def _timeline(
     return figure
 
 
-def _traces(tokens: pd.DataFrame, trait: str, caption: Caption) -> "Figure":
+def _traces(tokens: pd.DataFrame, trait: str, colour: str, caption: Caption) -> "Figure":
     """Projection token by token over responses to one question, under the weakest and the strongest condition."""
+    from matplotlib.ticker import MaxNLocator
+
     ladder = tokens[tokens["condition"] == "ladder"]
     tokens = ladder if len(ladder) else tokens
     condition, layer = str(tokens["condition"].iloc[0]), float(tokens["layer"].iloc[0])
@@ -239,7 +241,8 @@ def _traces(tokens: pd.DataFrame, trait: str, caption: Caption) -> "Figure":
     lines = pd.concat(parts)
     figure = new_figure(3.8)
     axes = figure.subplots()
-    draw_trace(axes, lines.assign(message=np.nan, role=""))
+    draw_trace(axes, lines.assign(message=np.nan, role=""), ("#000000", colour))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"Token by token: {flat_text(trait)}, layer {layer:g}")
     axes.set_xlabel("token of the response")
     put_legend(figure, axes)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.monitoring import SIGNALS
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
+from persona_bench.inspect_ext.answering import key
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
-
-CELL = ("vector", "layer", "coefficient", "relative_dose")
 
 
 def read_logs(folder: Path) -> dict[str, EvalLog]:
@@ -117,9 +117,11 @@ def collect(
             if task == "trait_monitoring":
                 rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
                 rows["tokens"] += [row for sample in log.samples or [] for row in _token_rows(sample)]
+        rows["panel"] += [{**row, "eval": task, "log": name} for s in log.samples or [] for row in _panel_rows(s)]
     rows["mmlu"] = _once(rows["mmlu"])
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
+        rows["cosines"] += [row for other in vectors for row in _cosine_rows(vector, other)]
     return Samples(**{name: _frame(name, items) for name, items in rows.items()})
 
 
@@ -128,11 +130,11 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: set[tuple[Any, ...]] = set()
     out = []
     for row in rows:
-        if row["vector"] == "none":
-            key = (row["question_id"], row["scoring"], row["source"])
-            if key in seen:
+        if row["vector"] == "none" and row["setting"] == "none":
+            same = tuple(row[name] for name in ("question_id", "scoring", "source", "benchmark", "shots"))
+            if same in seen:
                 continue
-            seen.add(key)
+            seen.add(same)
             out.append({**row, "trait": ""})
         else:
             out.append(row)
@@ -187,6 +189,22 @@ def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
         "trait_score": judged["raw_trait"] if judged["status"] == "incoherent" else judged["trait_score"],
         "method": methods[0] if methods else "",
     }
+
+
+def _panel_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
+    """What each grader of a panel said of each response of a sample."""
+    score = (sample.scores or {}).get("trait_judge")
+    metadata = (score.metadata if score is not None else None) or {}
+    for number, judged in enumerate(metadata.get("turns") or [metadata]):
+        for member, status, trait_score in judged.get("panel", ()):
+            yield {
+                "trait": sample.metadata["trait"],
+                "sample_id": f"{sample.id}-e{sample.epoch}-t{number}",
+                "question_id": sample.metadata["question_id"],
+                "member": member,
+                "status": status,
+                "trait_score": math.nan if trait_score is None else trait_score,
+            }
 
 
 def _elicitation_rows(name: str, log: EvalLog, rule: Filter) -> Iterator[dict[str, Any]]:
@@ -278,16 +296,42 @@ def _token_rows(sample: EvalSample) -> Iterator[dict[str, Any]]:
 
 
 def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
-    score = (sample.scores or {}).get("likeliest_choice")
+    """One row a way of asking."""
+    score = (sample.scores or {}).get("right_choice")
     value = score.value if score is not None and isinstance(score.value, dict) else {}
-    for way in ("letter", "cloze"):
-        correct, margin = value.get(way), value.get(f"{way}_margin")
+    outcomes = (score.metadata or {}).get("outcomes", {}) if score is not None else {}
+    held = sample.metadata
+    cell = {name: held[name] for name in ("trait", *CELL, "question_id", "source", "benchmark", "group")}
+    for way, shots in held["asked"]:
+        name = key(way, shots)
         yield {
-            **{key: sample.metadata[key] for key in ("trait", *CELL, "question_id", "source")},
+            **cell,
             "scoring": way,
-            "correct": math.nan if correct is None else float(correct),
-            "margin": math.nan if margin is None else float(margin),
-            "status": "unscored" if correct is None else "scored",
+            "shots": shots,
+            "chance": math.nan if way == "likelihood" else 1 / len(sample.choices or []),
+            "correct": _number(value.get(name)),
+            "margin": _number(value.get(f"{name}_margin")),
+            "status": outcomes.get(name, "unscored"),
+        }
+
+
+def _number(found: Any) -> float:
+    return math.nan if found is None else float(found)
+
+
+def _cosine_rows(vector: PersonaVector, other: PersonaVector) -> Iterator[dict[str, Any]]:
+    """The cosine of two traits' persona directions at every layer that is steered."""
+    if vector.trait == other.trait:
+        return
+    ours, theirs = vector.directions["persona"], other.directions["persona"]
+    cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
+    for layer in range(1, vector.n_layers + 1):
+        yield {
+            "trait": vector.trait,
+            "other": other.trait,
+            "layer": layer,
+            "cosine": float(cosines[layer]),
+            "width": ours.shape[1],
         }
 
 

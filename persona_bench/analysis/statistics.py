@@ -46,17 +46,25 @@ __all__ = [
     "MIN_CONDITION_SD",
     "RESAMPLES",
     "Estimate",
+    "Interval",
     "WithinCondition",
     "auroc",
     "balanced_accuracy",
+    "beyond_random",
     "bootstrap_p",
+    "change",
+    "draw_clusters",
+    "excess",
     "excess_strength",
     "holm",
     "mcnemar_exact",
     "mean",
+    "of_draws",
     "paired_difference",
     "pairwise_agreement",
     "pearson",
+    "ratio",
+    "slope",
     "spearman",
     "stream",
     "weighted_kappa",
@@ -86,6 +94,15 @@ class Estimate:
     n_unscored: int = 0
     n_clusters: int = 0
     draws: FloatArray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval and nothing else, as a file may hold it."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ def mean(
         return _nothing(unscored)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
     sizes = np.bincount(codes, minlength=n_clusters).astype(float)
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = (weights @ sums) / (weights @ sizes)
     return _estimate(float(x.mean()), draws, n=x.size, n_unscored=unscored, n_clusters=n_clusters, bounds=bounds)
 
@@ -175,10 +192,22 @@ def paired_difference(
     if not common:
         return _nothing(a_unscored)
     differences = np.array([a[c][0] - b[c][0] for c in common])
-    weights = _resample(len(common), resamples, rng)
+    weights = draw_clusters(len(common), resamples, rng)
     draws = (weights @ differences) / len(common)
     n = sum(a[c][1] for c in common)
     return _estimate(float(differences.mean()), draws, n=n, n_unscored=a_unscored, n_clusters=len(common))
+
+
+def of_draws(value: float, draws: FloatArray, *, n: int, n_clusters: int) -> Estimate:
+    """An estimate whose draws were made elsewhere, from several statistics resampled together.
+
+    Args:
+        value: the statistic on the full sample.
+        draws: the resampled statistic, shape `(resamples,)`; NaN where it has no value.
+        n: valid observations.
+        n_clusters: questions; of several kinds, the fewest.
+    """
+    return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters)
 
 
 def excess_strength(first: Estimate, second: Estimate) -> Estimate:
@@ -202,6 +231,91 @@ def excess_strength(first: Estimate, second: Estimate) -> Estimate:
     )
 
 
+def excess(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two statistics that come from the same questions and the same stream, first minus second."""
+    if first.draws.size != second.draws.size or first.n_clusters != second.n_clusters:
+        return _nothing(first.n_unscored)
+    return _estimate(
+        first.value - second.value,
+        first.draws - second.draws,
+        n=first.n,
+        n_unscored=first.n_unscored,
+        n_clusters=first.n_clusters,
+    )
+
+
+def beyond_random(effects: ArrayLike, random: ArrayLike) -> Estimate:
+    """How much more one direction does than a random one, with an interval over questions and over random directions.
+
+    The value is the mean effect minus the mean effect of the random directions. Its variance is that of the mean over
+    questions plus that of one more random direction (a prediction interval), and the degrees of freedom are Welch and
+    Satterthwaite's (Satterthwaite 1946, Biometrics Bulletin 2:110-114): a random direction has effects of its own, the
+    same on every question, so questions alone would let it pass for more than random. A bootstrap of so few questions
+    would widen the part of the random directions too, of which there are many.
+
+    Args:
+        effects: of the direction, by question, shape `(n_questions,)`.
+        random: of random directions on the same questions, shape `(n_questions, n_random)`.
+
+    Returns:
+        Without draws; no interval with fewer than two questions or two random directions.
+    """
+    own, other = np.asarray(effects, dtype=float), np.asarray(random, dtype=float)
+    if own.size < 2 or other.shape[1] < 2:
+        return _nothing(0, n=own.size, n_clusters=own.size)
+    from scipy import special
+
+    beyond = own - other.mean(axis=1)
+    by_question = float(beyond.var(ddof=1)) / own.size
+    by_direction = float(other.mean(axis=0).var(ddof=1)) * (1 + 1 / other.shape[1])
+    total = by_question + by_direction
+    parts = by_question**2 / (own.size - 1) + by_direction**2 / (other.shape[1] - 1)
+    freedom = total**2 / parts if parts else own.size - 1
+    half = -float(special.stdtrit(freedom, (1 - CONFIDENCE) / 2)) * math.sqrt(total)
+    value = float(beyond.mean())
+    return Estimate(value, value - half, value + half, own.size, 0, own.size)
+
+
+def change(new: Interval, old: Interval) -> Interval:
+    """The difference of two independent estimates, new minus old, from their intervals alone.
+
+    Each end adds the squared distances of the two estimates to the ends that matter (MOVER; Zou & Donner 2008,
+    Statistics in Medicine 27:1693-1702), so intervals may be lopsided, as those of a correlation are.
+    """
+    value = new.value - old.value
+    low = value - math.hypot(new.value - new.low, old.high - old.value)
+    return Interval(value, low, value + math.hypot(new.high - new.value, old.value - old.low))
+
+
+def slope(
+    x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Estimate:
+    """Least-squares slope of y on x, resampled by question.
+
+    Args:
+        x: shape `(n,)`.
+        y: shape `(n,)`; a point counts where both are finite.
+        clusters: the question of each point.
+        rng: source of the resampling.
+        resamples: number of bootstrap resamples.
+    """
+    (a, b), codes, unscored = _valid(clusters, x, y)
+    n_clusters = _count(codes)
+    if a.size < MIN_CONDITION_POINTS:
+        return _nothing(unscored, n=a.size, n_clusters=n_clusters)
+    moments = _moments(a - a.mean(), b - b.mean(), codes, np.zeros_like(codes), 1)[:, 0]
+    weights = draw_clusters(n_clusters, resamples, rng)
+    value, draws = _slope_of(moments.sum(axis=0)[None, :])[0], _slope_of(weights @ moments)
+    return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters)
+
+
+def _slope_of(moments: FloatArray) -> FloatArray:
+    """Of rows (n, sum x, sum y, sum xx, sum yy, sum xy); NaN where x does not vary."""
+    n, sx, sy, sxx, _, sxy = moments.T
+    spread = sxx - sx * sx / n
+    return ratio(sxy - sx * sy / n, np.where(spread > _FLAT * n, spread, 0.0))
+
+
 def pearson(
     x: ArrayLike, y: ArrayLike, clusters: ArrayLike, *, rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> Estimate:
@@ -220,7 +334,7 @@ def pearson(
         return _nothing(unscored, n=a.size, n_clusters=n_clusters)
     moments = _moments(_standard(a), _standard(b), codes, np.zeros_like(codes), 1)
     value = _r_of(moments.sum(axis=0))[0]
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = _r_of(np.tensordot(weights, moments, axes=1))[:, 0]
     return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
 
@@ -258,7 +372,7 @@ def within_condition_r(
     moments = _moments(_standard(a), _standard(b), codes, groups, len(names))
     full = _r_of(moments.sum(axis=0), min_sd=min_sd / scale)
     n_conditions = int(np.isfinite(full).sum())
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     draws = _nanmean(_r_of(np.tensordot(weights, moments, axes=1), min_sd=min_sd / scale))
     value = float(_nanmean(full[None, :])[0])
     used = np.isfinite(full)[groups]
@@ -283,7 +397,7 @@ def spearman(
     if a.size < MIN_CONDITION_POINTS:
         return _nothing(unscored, n=a.size, n_clusters=n_clusters)
     value = _weighted_rank_r(a, b, np.ones((1, a.size)))[0]
-    weights = _resample(n_clusters, resamples, rng)[:, codes]
+    weights = draw_clusters(n_clusters, resamples, rng)[:, codes]
     draws = _weighted_rank_r(a, b, weights)
     return _estimate(float(value), draws, n=a.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
 
@@ -310,9 +424,9 @@ def auroc(
     wins = (np.sign(s[positive][:, None] - s[negative][None, :]) + 1) / 2
     p_one, n_one = _one_hot(codes[positive], n_clusters), _one_hot(codes[negative], n_clusters)
     table = p_one.T @ wins @ n_one
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     pairs = (weights @ p_one.sum(axis=0)) * (weights @ n_one.sum(axis=0))
-    draws = _divide(((weights @ table) * weights).sum(axis=1), pairs)
+    draws = ratio(((weights @ table) * weights).sum(axis=1), pairs)
     return _estimate(float(wins.mean()), draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1))
 
 
@@ -349,7 +463,7 @@ def balanced_accuracy(
         axis=1,
     )
     value = float(_balanced(columns.sum(axis=0)[None, :])[0])
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     return _estimate(
         value, _balanced(weights @ columns), n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1)
     )
@@ -385,8 +499,8 @@ def pairwise_agreement(
     wins = (np.sign(s[:, None] - s[None, :]) + 1) / 2
     right = np.bincount(codes, weights=(wins * clear).sum(axis=1), minlength=n_clusters)
     pairs = np.bincount(codes, weights=clear.sum(axis=1), minlength=n_clusters)
-    weights = _resample(n_clusters, resamples, rng)
-    draws = _divide(weights @ right, weights @ pairs)
+    weights = draw_clusters(n_clusters, resamples, rng)
+    draws = ratio(weights @ right, weights @ pairs)
     value = float(right.sum() / pairs.sum())
     return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(0, 1))
 
@@ -413,7 +527,7 @@ def weighted_kappa(
     columns = np.stack(
         [np.bincount(codes, weights=part, minlength=n_clusters) for part in (a**0, a, b, a * a, b * b, a * b)], axis=1
     )
-    weights = _resample(n_clusters, resamples, rng)
+    weights = draw_clusters(n_clusters, resamples, rng)
     value = float(_kappa(columns.sum(axis=0)[None, :])[0])
     draws = _kappa(weights @ columns)
     return _estimate(value, draws, n=s.size, n_unscored=unscored, n_clusters=n_clusters, bounds=(-1, 1))
@@ -423,8 +537,8 @@ def _kappa(sums: FloatArray) -> FloatArray:
     """Of rows (n, sum a, sum b, sum a^2, sum b^2, sum ab): expected disagreement pairs every a with every b."""
     n, a, b, aa, bb, ab = sums.T
     observed = aa + bb - 2 * ab
-    expected = aa + bb - _divide(2 * a * b, n)
-    return 1 - _divide(observed, expected)
+    expected = aa + bb - ratio(2 * a * b, n)
+    return 1 - ratio(observed, expected)
 
 
 def wilson(successes: int, n: int, *, n_unscored: int = 0, confidence: float = CONFIDENCE) -> Estimate:
@@ -575,7 +689,7 @@ def _count(codes: IntArray) -> int:
     return int(codes.max()) + 1 if codes.size else 0
 
 
-def _resample(n_clusters: int, resamples: int, rng: np.random.Generator) -> FloatArray:
+def draw_clusters(n_clusters: int, resamples: int, rng: np.random.Generator) -> FloatArray:
     """How often each question is drawn in each resample: `(resamples, n_clusters)`."""
     return rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=resamples).astype(float)
 
@@ -622,10 +736,11 @@ def _r_of(moments: FloatArray, min_sd: float = 0.0) -> FloatArray:
 def _nanmean(values: FloatArray) -> FloatArray:
     """Mean over the last axis of what is finite; NaN, without a warning, where nothing is."""
     finite = np.isfinite(values)
-    return _divide(np.where(finite, values, 0.0).sum(axis=-1), finite.sum(axis=-1).astype(float))
+    return ratio(np.where(finite, values, 0.0).sum(axis=-1), finite.sum(axis=-1).astype(float))
 
 
-def _divide(top: FloatArray, bottom: FloatArray) -> FloatArray:
+def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
+    """Elementwise quotient, NaN, without a warning, where the lower part is not above 0."""
     safe = np.where(bottom > 0, bottom, 1.0)
     return np.where(bottom > 0, top / safe, np.nan)
 
@@ -635,7 +750,7 @@ def _one_hot(codes: IntArray, n_clusters: int) -> FloatArray:
 
 
 def _balanced(columns: FloatArray) -> FloatArray:
-    return (_divide(columns[:, 0], columns[:, 1]) + _divide(columns[:, 2], columns[:, 3])) / 2
+    return (ratio(columns[:, 0], columns[:, 1]) + ratio(columns[:, 2], columns[:, 3])) / 2
 
 
 def _weighted_rank_r(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
@@ -645,7 +760,7 @@ def _weighted_rank_r(x: FloatArray, y: FloatArray, weights: FloatArray) -> Float
     a = a - (weights * a).sum(axis=1, keepdims=True) / total
     b = b - (weights * b).sum(axis=1, keepdims=True) / total
     va, vb = (weights * a * a).sum(axis=1), (weights * b * b).sum(axis=1)
-    return _divide((weights * a * b).sum(axis=1), np.sqrt(va * vb))
+    return ratio((weights * a * b).sum(axis=1), np.sqrt(va * vb))
 
 
 def _weighted_ranks(values: FloatArray, weights: FloatArray) -> FloatArray:

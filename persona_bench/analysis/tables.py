@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.capability import capability_rows
 from persona_bench.analysis.grouping import (
     SCORE,
     Draw,
@@ -23,10 +24,13 @@ from persona_bench.analysis.grouping import (
     mean_row,
     paired,
     scored,
+    single,
     spread,
 )
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
-from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, MMLU_CHANCE, claim
+from persona_bench.analysis.panel import panel_rows
+from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
+from persona_bench.definitions.claims import COHERENCE_SHARE, GATE_AUROC, GATE_BALANCED_ACCURACY, claim
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.errors import DataError
 
@@ -40,8 +44,6 @@ __all__ = [
     "choose_steering",
     "chosen_layers",
     "control_of",
-    "mcnemar",
-    "paired_accuracy",
     "read_tables",
     "vector_warnings",
     "write_tables",
@@ -51,22 +53,24 @@ BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
 GATE_MIN_SCORED = claim("J-judge-valid").min_n
 """A judge that scored fewer labelled answers of the report half decides no claim."""
-SCORED_SHARE = 0.5
-"""A cell where more than half of the answers are refusals or unscored cannot be chosen."""
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
+
+CELL = ("vector", "setting", "layers", "layer", "coefficient", "relative_dose")
+"""What names a cell of a sweep (`inspect_ext.cells.Cell`)."""
 
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": (
         *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
         *("trait_score", "status", "coherence", "log"),
     ),
+    "panel": ("eval", "trait", "sample_id", "question_id", "member", "status", "trait_score", "log"),
     "elicitation": (
         *("trait", "side", "pair", "question_id", "epoch", "status", "trait_score", "coherence"),
         *("kept", "drop_reason", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "question_id", "half", "epoch"),
+        *("trait", *CELL, "question_id", "half", "epoch"),
         *("status", "trait_score", "coherence", "log"),
     ),
     "monitoring": (
@@ -76,13 +80,14 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "projections": ("sample_id", "trait", "direction", "layer", *SIGNALS),
     "tokens": ("sample_id", "trait", "condition", "rung", "layer", "position", "token", "projection"),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "source", "question_id"),
+        *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group", "question_id", "chance"),
         *("correct", "margin", "status", "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
         *("warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 """The columns that each sample frame must have."""
 
@@ -104,6 +109,10 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *_with_interval("trait_score", "right", "auroc"),
         "log",
     ),
+    "judge_panel": (
+        *("trait", "eval", "first", "second", "n", "n_unscored", *_with_interval("same_outcome"), "n_scored"),
+        *(*_with_interval("spearman", "kappa", "difference"), "log"),
+    ),
     "elicitation": (
         *("trait", "side", *_COUNTS),
         *_with_interval("trait_score", "coherence"),
@@ -112,7 +121,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("difference_p", "log"),
     ),
     "steering": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "half", *_COUNTS, "n_questions"),
+        *("trait", *CELL, "half", *_COUNTS, "n_questions"),
         *_with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
         "log",
     ),
@@ -146,14 +155,25 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         "log",
     ),
     "mmlu": (
-        *("trait", "vector", "layer", "coefficient", "relative_dose", "scoring", "n", "n_unscored"),
-        *_with_interval("accuracy", "difference"),
-        *("n_paired", "mcnemar_p", "margin", "above_chance", "log"),
+        *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group"),
+        *("n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
+        *(*_with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
+        *(*_with_interval("margin", "margin_difference"), "log"),
+    ),
+    "tradeoff": (
+        *("trait", *CELL, "half", "n", "n_scored", *_with_interval("trait_score", "coherence", "refusal_rate")),
+        *("coherent", "scoring", "mmlu_n", *_with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
+    ),
+    "tradeoff_summary": (
+        *("trait", "vector", "setting", "layers", "n_questions", "n_scored", "n_mmlu", "halved"),
+        *_with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
+        *("reason", "log"),
     ),
     "vectors": (
         *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
+    "cosines": ("trait", "other", "layer", "cosine", "width"),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -164,8 +184,9 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 _SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "source", "grader", "method", "half"),
     "judge_cases": ("trait", "kind", "grader", "method"),
+    "judge_panel": ("trait", "eval", "first", "second"),
     "elicitation": ("trait", "side"),
-    "steering": ("trait", "half", "vector", "layer", "coefficient"),
+    "steering": ("trait", "half", "vector", "setting", "layer", "layers", "coefficient"),
     "steering_choice": ("trait", "sign"),
     "monitoring": ("trait", "condition", "half", "direction", "signal", "scope", "layer"),
     "monitoring_rungs": ("trait", "condition", "half", "side", "rung"),
@@ -174,12 +195,15 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "monitoring_tokens": ("trait", "sample_id", "position"),
     "drift": ("trait", "direction", "signal", "scope"),
     "drift_turns": ("trait", "side", "turn"),
-    "mmlu": ("scoring", "trait", "vector", "layer", "coefficient"),
+    "mmlu": ("benchmark", "scoring", "shots", "group", "trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff": ("trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff_summary": ("trait", "vector", "setting", "layers"),
     "vectors": ("trait", "layer", "vector_id"),
+    "cosines": ("trait", "other", "layer"),
 }
 _TEXT = frozenset(
-    "trait grader method half source kind side vector sign reason direction signal scope condition text_baseline "
-    "sample_id token scoring warning vector_id log "
+    "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
+    "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
     "claim statement paper_value verdict section rule question_id".split()
 )
 
@@ -192,21 +216,26 @@ def _empty(name: str) -> pd.DataFrame:
 class Samples:
     """Everything that was measured, one row a sample; any frame may be empty.
 
-    `trait_score` and `coherence` are points of 0..100, `status` is one of `OUTCOMES`, `coefficient` is in
+    `trait_score` and `coherence` are points of 0..100, `status` is one of `OUTCOMES` where nothing
+    else is said, `coefficient` is in
     multiples of the raw vector, `relative_dose` is the signed share |alpha v| / mean |h_l|, and `log` is a name of the
     log that stays the same between runs. `SAMPLE_COLUMNS` lists the columns of each frame.
 
     Attributes:
         judge: answers with a known level, scored by the judge.
         elicitation: answers under positive and negative instructions.
-        steering: answers under each vector, layer and coefficient; `vector` is persona, random or none.
+        steering: answers in each cell of a sweep; `vector` is persona, random, prompt (words instead) or none,
+            `layers` is text, and `relative_dose` is NaN where there is no dose (cap, ablate).
         monitoring: answers under pressure towards and against the trait, `rung` as the condition counts it; `prompt` is
             all the text before the answer.
         projections: signals of the monitored samples, one row a sample, direction and layer; the predictions of
             text-only baselines (direction `text:NAME`) stand as `prompt_last` at layer 0.
-        mmlu: multiple-choice answers; `trait` is empty on unsteered rows.
+        mmlu: multiple-choice answers, `status` one of `CHOICE_OUTCOMES`; `trait` is empty on unsteered rows, `group` is
+            that of the question's subject ("all" where its source has none), `chance` that of the question.
         vectors: one row a layer of each vector.
         tokens: projections of every response token on the persona direction, of a few samples.
+        panel: what each grader of a panel said of each response of an eval; empty with a single grader.
+        cosines: one row a layer and ordered pair of traits; `width` is the number of entries of a vector.
 
     Raises:
         DataError: a frame lacks a column.
@@ -220,6 +249,8 @@ class Samples:
     mmlu: pd.DataFrame = field(default_factory=lambda: _empty("mmlu"))
     vectors: pd.DataFrame = field(default_factory=lambda: _empty("vectors"))
     tokens: pd.DataFrame = field(default_factory=lambda: _empty("tokens"))
+    panel: pd.DataFrame = field(default_factory=lambda: _empty("panel"))
+    cosines: pd.DataFrame = field(default_factory=lambda: _empty("cosines"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -263,15 +294,20 @@ def build_tables(
     steering = _steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
+    mmlu = _frame("mmlu", capability_rows(samples.mmlu, draw))
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "judge_cases": _judge_cases(samples.judge, draw),
+        "judge_panel": _frame("judge_panel", list(panel_rows(samples.panel, draw))),
         "elicitation": _elicitation_table(samples.elicitation, draw),
         "steering": steering,
         "steering_choice": choice,
         **{name: _frame(name, rows) for name, rows in monitoring_rows(samples, layers, draw).items()},
-        "mmlu": _mmlu_table(samples.mmlu, draw),
+        "mmlu": mmlu,
+        "tradeoff": _frame("tradeoff", tradeoff_rows(steering, mmlu)),
+        "tradeoff_summary": _frame("tradeoff_summary", summary_rows(samples.steering, samples.mmlu, mmlu, draw)),
         "vectors": _vector_table(samples.vectors),
+        "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
@@ -337,11 +373,12 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
     """Choose, for each trait and sign, the layer and coefficient on the select half. The rule, written beforehand.
 
-    Among the cells of the persona vector with that sign on the half "select", a cell qualifies if it keeps at least
-    half of the unsteered coherence and at least half of its answers have a trait score. Of those, the positive choice
-    is the one with the highest mean trait score, the negative choice the one with the lowest; ties go to the smaller
-    dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice is the mirror
-    of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its result.
+    Among the cells of the persona vector at a single layer with that sign on the half "select", a cell qualifies if it
+    keeps at least half of the unsteered coherence and at least half of its answers have a trait score. Of those, the
+    positive choice is the one with the highest mean trait score, the negative choice the one with the lowest; ties go
+    to the smaller dose, then to the lower layer. Where no negative dose was run on the select half, the negative choice
+    is the mirror of the positive one (same layer, opposite coefficient), if it was run at all: nothing is chosen by its
+    result.
 
     Args:
         steering: the steering table.
@@ -350,7 +387,7 @@ def choose_steering(steering: pd.DataFrame) -> pd.DataFrame:
         One row a trait and sign; `layer` is NaN where nothing qualifies, and `reason` says why.
     """
     rows: list[Row] = []
-    for key, part in groups(steering, "trait"):
+    for key, part in groups(single(steering), "trait"):
         select = part[part["half"] == "select"]
         positive = _choose(select, +1)
         negative = _choose(select, -1)
@@ -493,6 +530,7 @@ def _elicitation_table(elicitation: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     return _frame("elicitation", rows)
 
 
+_CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
@@ -500,7 +538,7 @@ def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     rows: list[Row] = []
     for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]
-        for key, part in groups(family, "vector", "layer", "coefficient"):
+        for key, part in groups(family, *_CELL_KEYS):
             name = ("steering", *pair.values(), *key.values())
             found = counts(part)
             answered = found["n"] - found["n_unscored"]
@@ -564,28 +602,6 @@ def chosen_layers(vectors: pd.DataFrame, choice: pd.DataFrame) -> dict[str, floa
     return layers
 
 
-def _mmlu_table(mmlu: pd.DataFrame, draw: Draw) -> pd.DataFrame:
-    rows: list[Row] = []
-    for scoring_key, family in groups(mmlu, "scoring"):
-        plain = family[family["vector"] == "none"]
-        base = _share_right(plain)
-        for key, part in groups(family, "trait", "vector", "layer", "coefficient"):
-            share = _share_right(part)
-            row = {**scoring_key, **key, "log": log_names(part), "n": share.n, "n_unscored": share.n_unscored}
-            row["relative_dose"] = float(part["relative_dose"].astype(float).mean())
-            row["margin"] = float(part["margin"].astype(float).mean()) if part["margin"].notna().any() else math.nan
-            row["above_chance"] = base.low > MMLU_CHANCE
-            row |= spread("accuracy", share)
-            if key["vector"] != "none":
-                name = ("mmlu", scoring_key["scoring"], *key.values())
-                change, paired = paired_accuracy(part, plain, draw.rng(*name), draw.resamples)
-                row |= spread("difference", change)
-                row |= {"n_paired": len(paired)}
-                row["mcnemar_p"] = mcnemar(paired)
-            rows.append(row)
-    return _frame("mmlu", rows)
-
-
 def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
     residual = vectors["residual_norm"].astype(float)
     dose = vectors["norm"].astype(float) / residual.where(residual > 0)
@@ -593,34 +609,6 @@ def _vector_table(vectors: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- shared parts -----------------------------------------------------------------------------------------------------
-
-
-def _share_right(part: pd.DataFrame) -> st.Estimate:
-    correct = part["correct"].astype(float)
-    return st.wilson(int(correct.sum()), int(correct.notna().sum()), n_unscored=int(correct.isna().sum()))
-
-
-def paired_accuracy(
-    part: pd.DataFrame, plain: pd.DataFrame, rng: np.random.Generator, resamples: int
-) -> tuple[st.Estimate, pd.DataFrame]:
-    """The change in accuracy on the questions answered in both, and those pairs as columns `steered` and `plain`."""
-    keys = ["source", "question_id"]
-    pairs = (
-        part.rename(columns={"correct": "steered"})[[*keys, "steered"]]
-        .merge(plain.rename(columns={"correct": "plain"})[[*keys, "plain"]], on=keys)
-        .dropna(subset=["steered", "plain"])
-    )
-    ids = pairs["source"].astype(str) + "/" + pairs["question_id"].astype(str)
-    steered, unsteered = pairs["steered"].astype(float), pairs["plain"].astype(float)
-    return st.paired_difference(steered, ids, unsteered, ids, rng=rng, resamples=resamples), pairs
-
-
-def mcnemar(pairs: pd.DataFrame) -> float:
-    """Exact McNemar p value of the pairs that `paired_accuracy` gives; NaN without pairs."""
-    if pairs.empty:
-        return math.nan
-    steered, plain = pairs["steered"].astype(float), pairs["plain"].astype(float)
-    return st.mcnemar_exact(int((steered > plain).sum()), int((plain > steered).sum()))
 
 
 def _frame(name: str, rows: Sequence[Row]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def check_plot_path(path: Path) -> None:
         raise DataError(f"cannot draw {path}: it is a folder; choose the name of a file for --plot")
 
 
-def draw_trace(axes: Axes, tokens: pd.DataFrame) -> int:
+def draw_trace(axes: Axes, tokens: pd.DataFrame, colours: Sequence[str] = _LINES) -> int:
     """Draw one conversation: a line a direction, each message shaded by its role.
 
     The scale follows the messages' own tokens: the first token of a context, which the template adds, often lies a
@@ -48,6 +49,7 @@ def draw_trace(axes: Axes, tokens: pd.DataFrame) -> int:
         tokens: a row a token and direction, with columns `position`, `message` (its number, empty for what the chat
             template adds), `role`, `direction` and `projection`. A circle marks the token before each assistant
             message, where the paper monitors (section 3.3).
+        colours: of the lines, in the order of the directions.
 
     Returns:
         How many tokens lie off the scale.
@@ -66,7 +68,7 @@ def draw_trace(axes: Axes, tokens: pd.DataFrame) -> int:
         axes.plot(
             line["position"],
             line["projection"],
-            color=_LINES[i % len(_LINES)],
+            color=colours[i % len(colours)],
             linestyle=_STYLES[i % len(_STYLES)],
             linewidth=1.1,
             label=flat_text(str(name), 24) if len(names) > 1 else None,
@@ -79,7 +81,7 @@ def draw_trace(axes: Axes, tokens: pd.DataFrame) -> int:
             marker="o",
             markersize=6,
             markerfacecolor="white",
-            markeredgecolor=_LINES[i % len(_LINES)],
+            markeredgecolor=colours[i % len(colours)],
             label="before a response" if i == 0 and len(at) else None,
             zorder=3,
         )

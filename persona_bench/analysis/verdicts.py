@@ -8,20 +8,21 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import log_names, scored
+from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
+from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
     Samples,
     chosen_layers,
     control_of,
-    mcnemar,
-    paired_accuracy,
     vector_warnings,
 )
+from persona_bench.analysis.tradeoff import halvings
 from persona_bench.definitions.claims import (
     ALPHA,
     CLAIMS,
+    COSINE_NOISE,
     GATE_AUROC,
     GATE_BALANCED_ACCURACY,
     MIN_QUESTIONS,
@@ -105,7 +106,7 @@ def judge_claims(
     traits: Sequence[str] | None = None,
     no_vector: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """A verdict on every claim for every trait.
+    """A verdict on every claim for every trait that it is about; one for the model where it is about that.
 
     First come the reasons why a claim cannot be tested (nothing was run, the judge fails its gate, too few samples,
     and what each rule names), then the rule itself, then Holm's correction over all tests of the run: a claim that
@@ -126,7 +127,7 @@ def judge_claims(
     layers = chosen_layers(tables["vectors"], tables["steering_choice"])
     run = _Run(samples, tables, layers, seed, resamples)
     names = samples.traits if traits is None else sorted(traits)
-    pairs = [(claim, trait) for claim in CLAIMS for trait in names]
+    pairs = [(claim, trait) for claim in CLAIMS for trait in claim.rows(names)]
     findings = [_find(run, claim, trait, (no_vector or {}).get(trait, "")) for claim, trait in pairs]
     adjusted = st.holm([finding.p for finding in findings])
     warnings = vector_warnings(tables["vectors"])
@@ -134,22 +135,25 @@ def judge_claims(
     for (claim, trait), found, p_holm in zip(pairs, findings, adjusted, strict=True):
         final = _after_holm(found, p_holm)
         values = (final.estimate, final.low, final.high, final.n, final.verdict, final.reason, p_holm, final.log)
-        rows.append((claim.id, trait, claim.statement, claim.paper_value, *values, warnings.get(trait, "")))
+        rows.append((claim.id, trait, claim.statement, claim.paper_value(trait), *values, warnings.get(trait, "")))
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    if claim.id not in _RULES:
+        return _Finding("not run", f"it takes the eval {claim.eval}, which this version does not run")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")
     frame = {
         "trait_steering": run.samples.steering,
-        "trait_monitoring": run.samples.monitoring[run.samples.monitoring["condition"] == "ladder"],
+        "trait_monitoring": run.samples.monitoring[run.samples.monitoring["condition"] == claim.condition],
         "mmlu_preservation": run.samples.mmlu,
         "trait_elicitation": run.samples.vectors,
         "judge_validity": run.samples.judge,
     }[claim.eval]
     if not (frame["trait"] == trait).any():
-        return _Finding("not run", f"{claim.eval} has no samples of this trait")
+        under = f" under {claim.condition}" if claim.condition else ""
+        return _Finding("not run", f"{claim.eval} has no samples of this trait{under}")
     shut = _gate(run, trait) if claim.judged else ""
     return _untestable(f"judge gate: {shut}") if shut else _RULES[claim.id](run, claim, trait)
 
@@ -229,7 +233,7 @@ def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
     if math.isnan(chosen["layer"]):
         return _untestable(str(chosen["reason"]))
     frame = run.samples.steering
-    report = frame[(frame["trait"] == trait) & (frame["half"] == "report")]
+    report = single(frame[(frame["trait"] == trait) & (frame["half"] == "report")])
     at_cell = (report["layer"] == chosen["layer"]) & np.isclose(
         report["coefficient"].astype(float), chosen["coefficient"]
     )
@@ -321,9 +325,9 @@ def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> _Finding:
 # --- monitoring -------------------------------------------------------------------------------------------------------
 
 
-def _report_points(run: _Run, trait: str, direction: str) -> pd.DataFrame:
+def _report_points(run: _Run, claim: Claim, trait: str, direction: str) -> pd.DataFrame:
     layer = 0.0 if direction.startswith(TEXT) else run.layers.get(trait, math.nan)
-    points = monitoring_points(run.samples, trait, direction, layer)
+    points = monitoring_points(run.samples, trait, direction, layer, condition=claim.condition)
     return points[points["half"] == "report"].dropna(subset=["trait_score", "value"])
 
 
@@ -338,7 +342,7 @@ def _watched(run: _Run, claim: Claim, trait: str) -> pd.DataFrame | _Finding:
     """The points of the persona direction on the report half, if they are enough."""
     if trait not in run.layers:
         return _untestable("no layer was chosen, neither with the vector nor by steering")
-    points = _report_points(run, trait, "persona")
+    points = _report_points(run, claim, trait, "persona")
     if points.empty:
         return _Finding("not run", f"no scored projection at layer {run.layers[trait]:g} on the report half")
     few = _too_few(claim, {"points": len(points)}, points["question_id"].nunique(), log_names(points))
@@ -350,7 +354,7 @@ def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
     if isinstance(points, _Finding):
         return points
     r = _overall_r(run, points, trait)
-    controls = _controls(run, trait, "random", points)
+    controls = _controls(run, claim, trait, "random", points)
     if not controls:
         return _untestable("no projection on a random direction to compare with", n=len(points), log=log_names(points))
     random = max(controls, key=lambda found: abs(found.value))
@@ -363,11 +367,11 @@ def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _decide(bounds, log_names(points))
 
 
-def _controls(run: _Run, trait: str, kind: str, points: pd.DataFrame) -> list[st.Estimate]:
+def _controls(run: _Run, claim: Claim, trait: str, kind: str, points: pd.DataFrame) -> list[st.Estimate]:
     """The correlations of every direction of a kind over the same points."""
     directions = run.samples.projections["direction"].astype(str)
     names = sorted(name for name in directions.unique() if name.startswith(kind) and name != POSITION)
-    parts = [_report_points(run, trait, name) for name in names]
+    parts = [_report_points(run, claim, trait, name) for name in names]
     found = [_overall_r(run, part, trait) for part in parts if len(part) == len(points)]
     return [item for item in found if not math.isnan(item.low)]
 
@@ -376,7 +380,7 @@ def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> _Finding:
     points = _watched(run, claim, trait)
     if isinstance(points, _Finding):
         return points
-    readers = _controls(run, trait, TEXT, points)
+    readers = _controls(run, claim, trait, TEXT, points)
     r = _overall_r(run, points, trait)
     if math.isnan(r.low) or not readers:
         missing = "no text-only baseline" if not readers else "the trait score or the projection does not vary"
@@ -389,20 +393,41 @@ def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
     points = _watched(run, claim, trait)
     if isinstance(points, _Finding):
         return points
-    within = st.within_condition_r(
+    within = _within_r(run, points, "within", trait)
+    if math.isnan(within.estimate.low):
+        return _nothing_within(claim, points, within.n_left_out)
+    what = f"mean r within {_RUNG[claim.condition]}s"
+    found = _decide([_Bound(what, within.estimate, 1, claim.threshold)], log_names(points))
+    total = within.n_conditions + within.n_left_out
+    return replace(found, reason=f"{found.reason} ({within.n_conditions} of {total} vary enough)")
+
+
+def _monitoring_mostly_between(run: _Run, claim: Claim, trait: str) -> _Finding:
+    points = _watched(run, claim, trait)
+    if isinstance(points, _Finding):
+        return points
+    # The same stream for both, so that their resamples are paired.
+    within = _within_r(run, points, "monitoring", trait)
+    excess = st.excess_strength(_overall_r(run, points, trait), within.estimate)
+    if math.isnan(within.estimate.low) or math.isnan(excess.low):
+        return _nothing_within(claim, points, within.n_left_out)
+    return _decide([_Bound("r minus r within system prompts", excess, 1, claim.threshold)], log_names(points))
+
+
+def _within_r(run: _Run, points: pd.DataFrame, *key: str) -> st.WithinCondition:
+    return st.within_condition_r(
         points["value"],
         points["trait_score"],
         points["rung"],
         points["question_id"],
-        rng=run.rng("within", trait),
+        rng=run.rng(*key),
         resamples=run.resamples,
     )
-    if math.isnan(within.estimate.low):
-        reason = f"the scores vary within no system prompt ({within.n_left_out} left out)"
-        return _untestable(reason, n=len(points), log=log_names(points))
-    found = _decide([_Bound("mean within-prompt r", within.estimate, 1, claim.threshold)], log_names(points))
-    total = within.n_conditions + within.n_left_out
-    return replace(found, reason=f"{found.reason} ({within.n_conditions} of {total} prompts vary enough)")
+
+
+def _nothing_within(claim: Claim, points: pd.DataFrame, n_left_out: int) -> _Finding:
+    reason = f"the scores vary within no {_RUNG[claim.condition]} ({n_left_out} left out)"
+    return _untestable(reason, n=len(points), log=log_names(points))
 
 
 # --- capability, vector, judge ----------------------------------------------------------------------------------------
@@ -410,33 +435,65 @@ def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
 
 def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     table, frame = run.tables["mmlu"], run.samples.mmlu
-    plain = table[table["vector"] == "none"].set_index("scoring")
-    above = plain["accuracy_low"].astype(float) > MMLU_CHANCE
-    usable = [name for name in ("letter", "cloze") if name in plain.index and above[name]]
-    if not usable:
+    basis = first_above_chance(table)
+    if basis is None:
+        plain = unsteered(table[(table["benchmark"] == "mmlu") & (table["group"] == EVERY)])
+        plain = plain[plain["scoring"].isin(["letter", "cloze"])]
         seen = [
-            f"{name} {row['accuracy']:.3g} [{row['accuracy_low']:.3g}, {row['accuracy_high']:.3g}]"
-            for name, row in plain.iterrows()
+            f"{row['scoring']} with {row['shots']} examples {row['accuracy']:.3g} "
+            f"[{row['accuracy_low']:.3g}, {row['accuracy_high']:.3g}]"
+            for _, row in plain.iterrows()
         ]
-        what = ", ".join(seen) or "no unsteered answers"
+        what = ", ".join(seen) or "no unsteered answers by likelihood"
         n = int(plain["n"].max()) if seen else 0
         return _untestable(f"capability at chance ({MMLU_CHANCE:g}) without steering: {what}", n=n, log=_joined(plain))
-    family = frame[frame["scoring"] == usable[0]]
-    steered = family[(family["trait"] == trait) & (family["vector"] == "persona")]
+    scoring, shots = basis
+    family = frame[(frame["benchmark"] == "mmlu") & (frame["scoring"] == scoring) & (frame["shots"] == shots)]
+    steered = family[(family["trait"] == trait) & (family["vector"] == "persona") & (family["setting"] == "single")]
     if steered.empty:
-        return _Finding("not run", f"no steered answers with {usable[0]} scoring")
+        return _Finding("not run", f"no steered answers with {scoring} scoring")
     doses = steered["relative_dose"].astype(float)
     strongest = doses.min() if doses.min() < 0 else doses.max()
-    cell, unsteered = steered[np.isclose(doses, strongest)], family[family["vector"] == "none"]
-    log = log_names(pd.concat([cell, unsteered]))
-    rng = run.rng("mmlu", trait)
-    change, pairs = paired_accuracy(cell, unsteered, rng, run.resamples)
+    cell = steered[np.isclose(doses, strongest)]
+    layers = sorted(cell["layer"].unique())
+    cell = cell[cell["layer"] == (run.layers[trait] if run.layers.get(trait) in layers else layers[0])]
+    plain = unsteered(family)
+    log = log_names(pd.concat([cell, plain]))
+    change, pairs = paired(cell, plain, "correct", run.rng("mmlu", trait), run.resamples)
     few = _too_few(claim, {"question pairs": len(pairs)}, len(pairs), log)
     if few:
         return few
-    what = f"change in accuracy ({usable[0]}, relative dose {strongest:.2g})"
+    what = f"change in accuracy ({scoring}, {shots} examples, relative dose {strongest:.2g})"
     found = _decide([_Bound(what, change, -1, claim.threshold)], log)
     return replace(found, p=mcnemar(pairs))
+
+
+def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> _Finding:
+    mmlu, draw = run.tables["mmlu"], Draw(run.seed, run.resamples)
+    ways = {
+        (way.setting, way.layers): way
+        for way in halvings(run.samples.steering, run.samples.mmlu, mmlu, trait, draw)
+        if way.vector != "random"
+    }
+    if trait not in run.layers:
+        return _untestable("no layer was chosen, neither with the vector nor by steering")
+    steered, told = ways.get(("single", f"{run.layers[trait]:g}")), ways.get(("system_prompt", ""))
+    if steered is None or told is None:
+        missing = f"negative doses at layer {run.layers[trait]:g}" if steered is None else "the system prompt"
+        return _Finding("not run", f"{missing} not run on the report half")
+    log = "; ".join(sorted({*steered.log.split("; "), *told.log.split("; ")}))
+    for name, way in (("steering", steered), ("system prompt", told)):
+        if way.reason:
+            return _untestable(f"{name}: {way.reason}", n=way.n_scored, log=log)
+    counts = {"steering, scored answers": steered.n_scored, "system prompt, scored answers": told.n_scored}
+    few = _too_few(claim, counts, steered.unsteered.n_clusters, log)
+    if few:
+        return few
+    first, second = steered.accuracy, told.accuracy
+    n, clusters = min(first.n, second.n), min(first.n_clusters, second.n_clusters)
+    change = st.of_draws(first.value - second.value, first.draws - second.draws, n=n, n_clusters=clusters)
+    what = f"steering at relative dose {steered.dose.value:.2g} minus the system prompt, change in accuracy"
+    return _decide([_Bound(what, change, -1, claim.threshold)], log)
 
 
 def _joined(table: pd.DataFrame) -> str:
@@ -458,6 +515,31 @@ def _refusal_confound(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _Finding(verdict, reason, cosine, n=n, log=str(row["vector_id"]))
 
 
+def _cosines(run: _Run, claim: Claim, trait: str) -> _Finding:
+    """Every pair that the paper gives, at the layer chosen for this trait, by the sign of the paper's cosine."""
+    if trait not in run.layers:
+        return _untestable("no layer was chosen, neither with the vector nor by steering")
+    frame = run.samples.cosines
+    here = frame[(frame["trait"] == trait) & (frame["layer"] == run.layers[trait])]
+    signs = {
+        other: math.copysign(1, value.value)
+        for value in claim.reference
+        for pair in [value.trait.split("-")]
+        if trait in pair
+        for other in pair
+        if other != trait
+    }
+    pairs = here[here["other"].isin(list(signs))].sort_values("other")
+    if pairs.empty:
+        return _untestable(f"the run has no vector of {', '.join(sorted(signs))} to compare with")
+    signed = pairs["cosine"].astype(float) * pairs["other"].map(signs)
+    least = COSINE_NOISE / math.sqrt(float(pairs["width"].iloc[0]))
+    verdict = "supported" if (signed > least).all() else "contradicted" if (signed < -least).any() else "inconclusive"
+    seen = ", ".join(f"{row['other']} {row['cosine']:.2f}" for _, row in pairs.iterrows())
+    reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
+    return _Finding(verdict, reason, float(signed.mean()), n=len(pairs))
+
+
 def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
     judge = run.tables["judge"]
     rows = judge[(judge["trait"] == trait) & (judge["half"] == "report") & judge["chosen"].astype(bool)]
@@ -474,6 +556,9 @@ def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _Finding(verdict, reason, row["auroc"], row["auroc_low"], row["auroc_high"], n, log=log)
 
 
+_RUNG = {"ladder": "system prompt", "many_shot": "example count"}
+"""One rung of a condition, before a plural s."""
+
 _RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
     "C1-steering-induces": _steering_induces,
     "C2-steering-suppresses": _steering_suppresses,
@@ -482,6 +567,11 @@ _RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
     "M1-monitoring-beats-text": _monitoring_beats_text,
     "C5-steering-costs-capability": _steering_costs_capability,
     "C6-steering-costs-coherence": _steering_costs_coherence,
+    "C7-prompt-costs-less": _prompt_costs_less,
+    "C8-many-shot-overall": _monitoring_overall,
+    "C9-many-shot-within": _monitoring_within,
     "L1-refusal-confound": _refusal_confound,
+    "L2-monitoring-mostly-between": _monitoring_mostly_between,
+    "V1-cosines": _cosines,
     "J-judge-valid": _judge_valid,
 }

@@ -20,3 +20,14 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Filter = Literal["stated", "coded"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 """Which responses make a vector: as the paper's text states it, or as its released code does it."""
+
+Way = Literal["letter", "cloze", "likelihood", "generation"]
+WAYS: tuple[Way, ...] = get_args(Way)
+"""How a multiple-choice question is answered; `likelihood` compares nothing, where all are true."""
+LIKELIHOOD_WAYS: tuple[Way, ...] = ("letter", "cloze", "likelihood")
+"""Those for which nothing is generated."""
+
+ChoiceOutcome = Literal["scored", "no_answer", "too_long", "unscored"]
+CHOICE_OUTCOMES: tuple[ChoiceOutcome, ...] = get_args(ChoiceOutcome)
+"""What becomes of a multiple-choice question; `no_answer` (no letter was said) counts as not right, the last two have
+no number: the question is longer than the model's context, or there is no result."""

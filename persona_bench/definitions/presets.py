@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from persona_bench.definitions.outcomes import Way
 from persona_bench.errors import RunError
+
+SETTINGS = ("single", "multi", "incremental", "cap", "ablate", "system_prompt", "few_shot")
+"""How a trait may be steered or suppressed (`inspect_ext.cells.Cell`)."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,16 @@ class Preset:
         layer_fractions: steered layers as fractions of the depth.
         doses: relative doses |alpha v| / mean |h_l|, signed; alpha follows from each vector and layer.
         random_vectors: random directions of the same norm steered with as controls.
+        settings: how the model is steered, and what else suppresses the trait.
+        controlled_settings: which of those have random vectors as controls.
         monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
         monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
         mmlu_doses: relative doses at the chosen layer.
+        mmlu_ways: how its questions are answered.
+        mmlu_shots: how many solved examples stand before a question.
+        second_benchmarks: second opinions on capability.
+        second_questions: size of their seeded subsets.
     """
 
     name: str
@@ -38,10 +48,16 @@ class Preset:
     layer_fractions: tuple[float, ...]
     doses: tuple[float, ...]
     random_vectors: int
+    settings: tuple[str, ...]
+    controlled_settings: tuple[str, ...]
     monitoring_conditions: tuple[str, ...]
     monitoring_rollouts: int
     mmlu_questions: int
     mmlu_doses: tuple[float, ...]
+    mmlu_ways: tuple[Way, ...]
+    mmlu_shots: tuple[int, ...]
+    second_benchmarks: tuple[str, ...]
+    second_questions: int
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """The steered layers of a model with `n_layers` decoder blocks."""
@@ -60,10 +76,16 @@ PRESETS = {
         layer_fractions=(0.4, 0.6),
         doses=(-0.4, 0.2, 0.4),
         random_vectors=1,
+        settings=("single", "ablate", "system_prompt"),  # what else suppresses a trait, at the price of two cells
+        controlled_settings=("single",),
         monitoring_conditions=("ladder",),
         monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
         mmlu_doses=(-0.4, 0.4),
+        mmlu_ways=("letter", "cloze"),
+        mmlu_shots=(0,),
+        second_benchmarks=(),
+        second_questions=0,
     ),
     "standard": Preset(
         name="standard",
@@ -76,10 +98,16 @@ PRESETS = {
         layer_fractions=(0.3, 0.45, 0.6, 0.75),
         doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
         random_vectors=2,
+        settings=SETTINGS,
+        controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=3,
         mmlu_questions=500,
         mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
+        mmlu_ways=("letter", "cloze", "generation"),
+        mmlu_shots=(0, 5),
+        second_benchmarks=("commonsenseqa", "truthfulqa"),
+        second_questions=200,
     ),
     "paper": Preset(
         name="paper",
@@ -92,20 +120,51 @@ PRESETS = {
         layer_fractions=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
         random_vectors=3,
+        settings=SETTINGS,
+        controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_rollouts=10,
         mmlu_questions=2850,
         mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
+        mmlu_ways=("letter", "cloze", "generation"),
+        mmlu_shots=(0, 5),
+        second_benchmarks=("commonsenseqa", "truthfulqa"),
+        second_questions=817,
     ),
+}
+
+CHECK = "check-"
+"""Before the name of a preset: the sizes of `persona-bench check`, which measures one vector at one layer."""
+CHECKED = {
+    f"{CHECK}{name}": replace(
+        preset,
+        name=f"{CHECK}{name}",
+        evaluation_questions=20,  # those of the report half are asked
+        layer_fractions=(0.5,),
+        doses=(-0.3, 0.3),
+        random_vectors=2,
+        settings=("single",),
+        controlled_settings=("single",),
+        monitoring_conditions=("ladder",),
+        monitoring_rollouts=rollouts,
+        steering_rollouts=2 * rollouts,
+        mmlu_questions=questions,
+        mmlu_doses=(0.3,),
+        mmlu_ways=("letter", "cloze"),
+        mmlu_shots=(0,),
+        second_benchmarks=(),
+        second_questions=0,
+    )
+    for (name, preset), rollouts, questions in zip(PRESETS.items(), (1, 2, 5), (60, 300, 1000), strict=True)
 }
 
 
 def load_preset(name: str) -> Preset:
-    """A preset by name.
+    """A preset by name, that of a check with "check-" before it.
 
     Raises:
         RunError: for an unknown name.
     """
-    if name not in PRESETS:
-        raise RunError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+    if name not in PRESETS and name not in CHECKED:
+        raise RunError(f"unknown preset {name.removeprefix(CHECK)!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS.get(name) or CHECKED[name]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
 from persona_bench.definitions.traits import QUESTION, Trait
 from persona_bench.errors import RunError, TraitError
@@ -12,6 +14,12 @@ from persona_bench.inspect_ext.cells import half
 CONDITIONS = ("ladder", "many_shot", "user_pressure", "drift")
 SHOTS = (0, 5, 10, 15, 20)
 """Example exchanges before the question (the paper, section on monitoring prompt-induced shifts)."""
+_MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+
+
+def as_messages(turns: Iterable[tuple[str, str]]) -> list[ChatMessage]:
+    """(role, text) as Inspect's messages."""
+    return [_MESSAGES[role](content=text) for role, text in turns]
 
 
 @dataclass(frozen=True)

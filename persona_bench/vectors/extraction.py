@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -174,6 +174,7 @@ def extract(
         trait=trait.name,
         directions={name: torch.tensor(value, dtype=torch.float32) for name, value in directions.items()},
         residual_norms=torch.tensor(norms.value, dtype=torch.float32),
+        negative_mean=torch.tensor(means["label", False].value[2], dtype=torch.float32),
     )
     cosine = vector.refusal_cosines()[1:]
     worst = int(cosine.abs().argmax()) + 1
@@ -183,11 +184,9 @@ def extract(
             f"the {trait.name} vector points along refusal (cosine {float(cosine[worst - 1]):.2f} at layer {worst}): "
             "steering with it may make the model refuse rather than show the trait"
         )
-    return PersonaVector(
-        vector.trait,
-        vector.directions,
-        vector.residual_norms,
-        {
+    return replace(
+        vector,
+        provenance={
             **(provenance or {}),
             "model": engine.loaded.name,
             "weights_hash": engine.loaded.weights_hash,

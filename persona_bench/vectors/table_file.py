@@ -88,7 +88,7 @@ def _shown(value: Value) -> str:
 
 @contextmanager
 def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[Write]:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"integer": pa.int64(), "number": pa.float32(), "text": pa.string()}

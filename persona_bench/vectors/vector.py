@@ -32,12 +32,15 @@ class PersonaVector:
             refusing minus complying responses.
         residual_norms: `(n_layers + 1,)` float32, mean |h_l| over response tokens, the scale of relative doses.
         provenance: weights hash, trait hash, logs, filter, counts, versions.
+        negative_mean: `(n_layers + 1, d_model)` float32, the mean residual stream of the kept negative responses, which
+            says where a cap lies; None in files written before there was one.
     """
 
     trait: str
     directions: Mapping[str, Tensor]
     residual_norms: Tensor
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    negative_mean: Tensor | None = None
 
     def __post_init__(self) -> None:
         if "persona" not in self.directions:
@@ -45,7 +48,7 @@ class PersonaVector:
         shape = self.directions["persona"].shape
         if len(shape) != 2 or shape[0] < 2:
             raise VectorError(f"a vector has shape (n_layers + 1, d_model), not {tuple(shape)}")
-        for name, value in (*self.directions.items(), ("residual_norms", self.residual_norms)):
+        for name, value in (*self.directions.items(), *self._others().items()):
             expected = shape[:1] if name == "residual_norms" else shape
             if value.shape != expected:
                 raise VectorError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
@@ -53,6 +56,11 @@ class PersonaVector:
                 raise VectorError(f"{name} is {value.dtype}, expected float32")
             if not bool(torch.isfinite(value).all()):
                 raise VectorError(f"{name} holds values that are not finite (NaN or infinity)")
+
+    def _others(self) -> dict[str, Tensor]:
+        """What is stored besides directions."""
+        found = {"residual_norms": self.residual_norms, "negative_mean": self.negative_mean}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def n_layers(self) -> int:
@@ -66,7 +74,8 @@ class PersonaVector:
         for name in sorted(self.directions):
             digest.update(name.encode())
             digest.update(self.directions[name].contiguous().numpy().tobytes())
-        digest.update(self.residual_norms.contiguous().numpy().tobytes())
+        for value in self._others().values():
+            digest.update(value.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def direction(self, name: str) -> Tensor:
@@ -110,6 +119,25 @@ class PersonaVector:
             raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
         return dose * float(self.residual_norms[layer]) / norm
 
+    def negative_projection(self, name: str, layer: int) -> float:
+        """Scalar projection of the mean negative response on a unit direction: the limit that `cap` steers with.
+
+        The rule, written before any result: no token may lie further along the direction than the mean response to
+        instructions not to show the trait does.
+
+        Raises:
+            VectorError: the file holds no such mean, or the direction is zero at this layer.
+        """
+        if self.negative_mean is None:
+            raise VectorError(
+                f"this {self.trait} vector holds no mean negative response to cap at; make it again with "
+                "`persona-bench extract`, or leave cap out (-T settings=...)"
+            )
+        axis = self.direction(name)[layer]
+        if float(axis.norm()) == 0:
+            raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
+        return float(self.negative_mean[layer] @ axis / axis.norm())
+
     def refusal_cosines(self) -> Tensor:
         """`(n_layers + 1,)`: cosine of the persona direction with the refusal direction, NaN where it is unknown."""
         if "refusal" not in self.directions:
@@ -125,7 +153,7 @@ class PersonaVector:
         from safetensors.torch import save
 
         tensors = {f"direction.{name}": value.contiguous() for name, value in self.directions.items()}
-        tensors["residual_norms"] = self.residual_norms.contiguous()
+        tensors |= {name: value.contiguous() for name, value in self._others().items()}
         header = {
             "format": FORMAT,
             "trait": self.trait,
@@ -163,6 +191,7 @@ class PersonaVector:
                 },
                 residual_norms=tensors["residual_norms"],
                 provenance=json.loads(header["provenance"]),
+                negative_mean=tensors.get("negative_mean"),
             )
         except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
             raise VectorError(f"cannot read vector {path}: {str(error).splitlines()[0]}") from error

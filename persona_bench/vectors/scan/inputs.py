@@ -203,7 +203,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[bytes]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         held = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]

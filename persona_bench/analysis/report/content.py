@@ -1,0 +1,386 @@
+"""What a report says, whatever it is rendered as: claims with all that belongs to each, sections, warnings."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from persona_bench.analysis.drawing import slug
+from persona_bench.analysis.report.controls import controls, spread
+from persona_bench.analysis.report.seen import seen
+from persona_bench.analysis.tables import BASELINE
+from persona_bench.analysis.verdicts import VERDICTS
+from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim
+
+MOST_ROWS = 120
+"""A longer table is cut here; its CSV file has all rows."""
+_FIGURE_OF = {
+    "C1-steering-induces": "steering_{}",
+    "C2-steering-suppresses": "steering_{}",
+    "C3-monitoring-overall": "monitoring_{}",
+    "C4-monitoring-within": "monitoring_{}",
+    "M1-monitoring-beats-text": "roc_{}",
+    "C5-steering-costs-capability": "mmlu",
+    "C6-steering-costs-coherence": "steering_{}",
+    "C7-prompt-costs-less": "frontier_{}",
+    "C8-many-shot-overall": "monitoring_{}_many_shot",
+    "C9-many-shot-within": "monitoring_{}_many_shot",
+    "L2-monitoring-mostly-between": "monitoring_{}",
+}
+_TABLES = {
+    "judge": "The judge on labelled answers",
+    "judge_cases": "The judge by kind of answer",
+    "judge_panel": "How far the graders of the panel agree",
+    "elicitation": "Answers under positive and negative instructions",
+    "steering_choice": "The cells chosen on the select half",
+    "steering": "Steering, a row a cell",
+    "monitoring": "Monitoring: projections and baselines against the trait score",
+    "monitoring_rungs": "Monitoring: means by condition",
+    "drift": "Drifting conversations: how early the alarm comes",
+    "mmlu": "Capability: MMLU and second opinions, a row a cell",
+    "tradeoff_summary": "What halving the trait score costs",
+    "tradeoff": "Trait score beside MMLU, a row a cell",
+    "vectors": "The vectors, a row a layer",
+    "cosines": "Cosines between the vectors, a row a layer and pair",
+}
+_METHOD = (
+    "Layer and coefficient are chosen on one half of the questions (the highest trait score among the doses that keep "
+    "at least half of the unsteered coherence), and what is claimed about trait scores is decided on the other half.",
+    "Intervals are 95 % bootstrap intervals that resample whole questions, widened for few questions (Hesterberg "
+    "2015); shares have Wilson intervals. Differences are paired by question.",
+    "Each claim has a rule that was written before the results. A claim that its interval supports or contradicts "
+    "stays so only if its p value is under 0.05 after Holm's correction over all tests of the run.",
+    f"A trait whose judge has an AUROC under {GATE_AUROC:.2f} or a balanced accuracy under "
+    f"{GATE_BALANCED_ACCURACY:.2f} on held-out labelled answers decides no claim that rests on the judge.",
+    "Every answer is scored, a refusal, incoherent (coherence under 50) or unscored (the grader failed): trait scores "
+    "are means over the scored ones, and the numbers of the others stand beside them.",
+)
+_LIMITS = (
+    "Single-turn questions, a handful of traits, and one model a run; a verdict is about this model and this preset.",
+    "The judge is itself a model, and the answers that check it were written and graded by language models, not by "
+    "people.",
+    "Means leave refusals and incoherent answers out, so a vector that makes the model refuse or ramble changes which "
+    "answers are averaged: read those counts beside each trait score.",
+    "The random control is one draw of a random direction, not a distribution of them.",
+    "An inconclusive verdict is no evidence of absence, least of all in a small preset.",
+    "Nothing here shows that goal-directed deception, sandbagging or evasion of monitoring would be detected.",
+)
+
+
+_BEHIND: Mapping[str, tuple[str, ...]] = {
+    "judge_validity": ("judge_validity",),
+    "trait_elicitation": ("judge_validity", "trait_elicitation", "trait_steering"),
+    "trait_steering": ("judge_validity", "trait_elicitation", "trait_steering"),
+    "trait_monitoring": ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring"),
+    "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
+}
+"""The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Something to be run or copied."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under a title that opens."""
+
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture, and what is seen in it."""
+
+    path: Path
+    alt: str
+
+
+Block = Text | Items | Code | Table | Image
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report after the claims."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One verdict with everything that belongs to it.
+
+    Attributes:
+        id: of the claim.
+        trait: of the row.
+        statement: of the claim.
+        verdict: one of `VERDICTS`.
+        reason: why.
+        estimate: the claim's statistic, NaN where there is none; `low` and `high` are its 95 % interval.
+        n: valid samples behind it.
+        paper: the paper's value for this trait.
+        p_holm: after Holm's correction, NaN where no test was made.
+        logs: names, eval ids and files of the logs.
+        controls: the effect and its controls, a row each.
+        command: what runs this again; empty where nothing does.
+        figure: the stem of its figure; empty where none was drawn.
+        claim: the registry's entry; None for claims that this version does not know.
+    """
+
+    id: str
+    trait: str
+    statement: str
+    verdict: str
+    reason: str
+    estimate: float
+    low: float
+    high: float
+    n: int
+    paper: str
+    p_holm: float
+    logs: Sequence[str]
+    controls: pd.DataFrame
+    command: str
+    figure: str
+    claim: Claim | None
+
+    @property
+    def spread(self) -> str:
+        """The estimate with its interval."""
+        return spread(self.estimate, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says.
+
+    Attributes:
+        title: with model and preset.
+        facts: grader, traits, date, seed: what every number depends on.
+        warnings: what a reader must know before any number.
+        tally: how many verdicts of each kind, in words.
+        rows: a verdict each; those that were not run come last.
+        sections: what follows the claims.
+        images: the figures.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    tally: str
+    rows: Sequence[ClaimRow]
+    sections: Sequence[Section]
+    images: Sequence[Image] = field(default_factory=tuple)
+
+
+def make_report(
+    run: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    claims: pd.DataFrame,
+    figures: Sequence[Path],
+) -> Report:
+    """The content of a report; arguments as for `write_report`."""
+    images = [Image(path, seen(path.stem, tables)) for path in figures if path.suffix == ".png"]
+    drawn = {image.path.stem for image in images}
+    rows = [_row(row, run, tables, drawn) for _, row in claims.iterrows()]
+    return Report(
+        title=f"Persona vectors on {run.get('model', 'an unnamed model')}, preset {run.get('preset', 'unnamed')}",
+        facts=list(_facts(run)),
+        warnings=_warnings(run, tables),
+        tally=_tally(claims),
+        rows=sorted(rows, key=lambda row: row.verdict == "not run"),
+        sections=_sections(run, tables, images),
+        images=images,
+    )
+
+
+def _row(row: pd.Series, run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], drawn: set[str]) -> ClaimRow:
+    claim = _claim(str(row["claim"]))
+    trait, verdict = str(row["trait"]), str(row["verdict"])
+    stem = _FIGURE_OF.get(str(row["claim"]), "").format(slug(trait))
+    shown = claim is not None and verdict != "not run"
+    return ClaimRow(
+        id=str(row["claim"]),
+        trait=trait,
+        statement=str(row["statement"]),
+        verdict=verdict,
+        reason=str(row["reason"]),
+        estimate=float(row["estimate"]),
+        low=float(row["ci_low"]),
+        high=float(row["ci_high"]),
+        n=int(row["n"]),
+        paper=str(row["paper_value"]),
+        p_holm=float(row["p_holm"]),
+        logs=_log_lines(str(row["log"]) if row["log"] else "", run),
+        controls=controls(claim, trait, tables) if shown and claim is not None else pd.DataFrame(),
+        command=rerun_command(run, claim, trait) if claim is not None else "",
+        figure=stem if stem in drawn else "",
+        claim=claim,
+    )
+
+
+def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
+    """The command that runs again what a verdict rests on, into a folder of its own; empty where none does."""
+    evals = _BEHIND.get(claim.eval)
+    if evals is None or not run.get("model"):
+        return ""
+    names = [str(name) for name in run.get("traits") or []]
+    # A trait file is named by its path, and cosines take the other vectors too: then all traits run again.
+    alone = trait in names and not claim.id.startswith("V1")
+    words = ["persona-bench", "run", "--model", str(run["model"]), "--preset", str(run.get("preset", "quick"))]
+    words += ["--traits", trait if alone else ",".join(names) or trait]
+    words += ["--grader", str(run["grader"])] if run.get("grader") else []
+    words += ["--evals", ",".join(evals), "--seed", str(run.get("seed", 0))]
+    words += ["--filter", str(run["extraction_filter"])] if run.get("extraction_filter") else []
+    return shlex.join([*words, "--out", "rerun"])
+
+
+def _log_lines(names: str, run: Mapping[str, Any]) -> list[str]:
+    held = run.get("logs") or {}
+    lines = []
+    for name in filter(None, names.split("; ")):
+        entry = held.get(name)
+        known = isinstance(entry, Mapping)
+        lines.append(f"{name}: eval {entry.get('eval_id')}, {entry.get('file')}" if known and entry else name)
+    return lines
+
+
+def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in ("model", "preset", "grader", "seed", "date"):
+        if run.get(key) is not None:
+            yield key, str(run[key])
+    if run.get("traits"):
+        yield "traits", ", ".join(str(trait) for trait in run["traits"])
+
+
+def _warnings(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What a reader must know before any number: the run's own warnings, the vectors', and judges under the gate."""
+    found = [str(text) for text in run.get("warnings") or []]
+    vectors = tables["vectors"]
+    chosen = vectors[vectors["chosen"].astype(str) == "True"]
+    found += [
+        f"Vector {row['trait']}, layer {row['layer']:g}: {row['warning']}"
+        for _, row in chosen.iterrows()
+        if isinstance(row["warning"], str) and row["warning"]
+    ]
+    judge = tables["judge"]
+    in_use = judge[(judge["chosen"].astype(str) == "True") & (judge["half"] == "report")]
+    found += [
+        f"The judge of {row['trait']} is under the gate (AUROC {row['auroc']:.2f}, balanced accuracy "
+        f"{row['balanced_accuracy']:.2f}): its trait scores decide no claim."
+        for _, row in in_use.iterrows()
+        if str(row["passes"]) != "True"
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _best_baseline(judge: pd.DataFrame, trait: str) -> str:
+    """The trivial judge with the highest AUROC on the report half."""
+    rows = judge[(judge["grader"] == BASELINE) & (judge["trait"] == trait) & (judge["source"] == "all")]
+    if rows.empty:
+        return "not run"
+    best = rows.sort_values("auroc", ascending=False).iloc[0]
+    return f"{best['method']} {number(best['auroc'])}"
+
+
+def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images: Sequence[Image]) -> list[Section]:
+    judge = tables["judge"]
+    in_use = judge[(judge["chosen"].astype(str) == "True") & (judge["half"] == "report")]
+    checked = [
+        f"{row['trait']}: {row['method']} judge by {row['grader']}, AUROC {number(row['auroc'])} "
+        f"[{number(row['auroc_low'])}, {number(row['auroc_high'])}], balanced accuracy "
+        f"{number(row['balanced_accuracy'])}, rank correlation {number(row['spearman'])}, right order in "
+        f"{number(100 * row['pairwise'])} % of clear pairs (the paper's judge: 94.7 % agreement with people), "
+        f"kappa {number(row['kappa'])}, best trivial judge {_best_baseline(judge, row['trait'])}, "
+        f"{row['n_scored']} of {row['n']} labelled answers scored: "
+        f"{'passes' if str(row['passes']) == 'True' else 'fails'}"
+        for _, row in in_use.iterrows()
+    ]
+    sections = [
+        Section("Figures", list(images) or [Text("No figure was drawn.")]),
+        Section("Method", [Items(_METHOD)]),
+        Section("Judge validity", [Items(checked) if checked else Text("The judge was not checked.")]),
+        Section("Limits", [Items(_LIMITS)]),
+    ]
+    deviations = [str(text) for text in run.get("deviations") or []]
+    if deviations:
+        sections.append(Section("Deviations from the paper", [Items(deviations)]))
+    shown = [_cut(Table(title, tables[name]), name) for name, title in _TABLES.items() if len(tables[name])]
+    sections.append(Section("Tables", shown or [Text("Nothing was measured.")]))
+    return [*sections, Section("Provenance", _provenance(run))]
+
+
+def _cut(table: Table, name: str) -> Table:
+    if len(table.frame) <= MOST_ROWS:
+        return table
+    note = f"The first {MOST_ROWS} of {len(table.frame)} rows; tables/{name}.csv has them all."
+    return Table(table.title, table.frame.head(MOST_ROWS), note)
+
+
+def _provenance(run: Mapping[str, Any]) -> list[Block]:
+    blocks: list[Block] = []
+    facts = [f"{key}: {value}" for key, value in _facts(run)]
+    blocks.append(Items(facts) if facts else Text("The run left no record of itself."))
+    if run.get("command"):
+        blocks += [Text("The exact command:"), Code(str(run["command"]))]
+    for key, title in (
+        ("versions", "Versions"),
+        ("weights", "Weights and their hashes"),
+        ("timings", "Time by stage, seconds"),
+        ("logs", "Logs"),
+    ):
+        entries = run.get(key)
+        if isinstance(entries, Mapping) and entries:
+            rows = [(str(name), _value(value)) for name, value in entries.items()]
+            blocks.append(Table(title, pd.DataFrame(rows, columns=["name", "value"])))
+    return blocks
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _claim(claim_id: str) -> Claim | None:
+    return next((entry for entry in CLAIMS if entry.id == claim_id), None)
+
+
+def number(value: Any) -> str:
+    """Three or four significant digits; a dash where there is no value."""
+    if isinstance(value, bool | str):
+        return str(value)
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _tally(claims: pd.DataFrame) -> str:
+    counts = claims["verdict"].value_counts().to_dict()
+    return (
+        ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts) or "no claim was judged"
+    )

@@ -1,0 +1,149 @@
+"""What stands beside each effect: the rows of the tables that a reader of one verdict must see with it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from persona_bench.analysis.capability import EVERY
+from persona_bench.analysis.grouping import single
+from persona_bench.analysis.tables import BASELINE
+from persona_bench.definitions.claims import Claim
+
+MOST = 14
+"""Rows shown beside a claim, the claim's own among them."""
+
+
+def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The effect of a claim and its controls, a row each; empty where the run has none.
+
+    Args:
+        claim: which one.
+        trait: of the row.
+        tables: as `build_tables` gives them.
+    """
+    found = {
+        "trait_steering": _steering,
+        "trait_monitoring": _monitoring,
+        "mmlu_preservation": _mmlu,
+        "trait_elicitation": _vector,
+        "judge_validity": _judge,
+    }.get(claim.eval)
+    return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
+
+
+def _steering(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    sign = "negative" if claim.id.startswith("C2") else "positive"
+    choice = tables["steering_choice"]
+    choice = choice[(choice["trait"] == trait) & (choice["sign"] == sign) & choice["layer"].notna()]
+    cells = single(tables["steering"])
+    cells = cells[(cells["trait"] == trait) & (cells["half"] == "report")]
+    if choice.empty or cells.empty:
+        return pd.DataFrame()
+    chosen = choice.iloc[0]
+    dose = float(chosen["relative_dose"])
+    same = (cells["layer"] == chosen["layer"]) & np.isclose(cells["relative_dose"].astype(float), dose, rtol=0.25)
+    beside = cells[(cells["vector"] == "none") | same].sort_values("vector")
+    return pd.DataFrame(
+        {
+            "vector": beside["vector"],
+            "layer": beside["layer"],
+            "alpha": beside["coefficient"],
+            "relative dose": beside["relative_dose"],
+            "trait score": _spreads(beside, "trait_score"),
+            "coherence": _spreads(beside, "coherence"),
+            "scored": beside["n_scored"],
+            "refusals": beside["n_refusal"],
+            "incoherent": beside["n_incoherent"],
+            "unscored": beside["n_unscored"],
+        }
+    )
+
+
+def _monitoring(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = tables["monitoring"]
+    rows = rows[
+        (rows["trait"] == trait)
+        & (rows["condition"] == claim.condition)
+        & (rows["half"] == "report")
+        & (rows["signal"] == "prompt_last")
+        & ((rows["chosen_layer"].astype(str) == "True") | (rows["scope"] == "text"))
+    ]
+    # The vector first, then its controls by name.
+    rows = rows.assign(first=rows["direction"] != "persona").sort_values(["first", "direction"])
+    return pd.DataFrame(
+        {
+            "direction": rows["direction"],
+            "layer": rows["layer"],
+            "r": _spreads(rows, "r"),
+            "r within": _spreads(rows, "r_within"),
+            "AUROC": _spreads(rows, "auroc"),
+            "points": rows["n"],
+        }
+    )
+
+
+def _mmlu(_claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = tables["mmlu"]
+    rows = rows[(rows["benchmark"] == "mmlu") & (rows["group"] == EVERY)]
+    rows = rows[(rows["trait"] == trait) | (rows["setting"] == "none")]
+    rows = rows.assign(steered=rows["setting"] != "none", several=~rows["setting"].isin(["none", "single"]))
+    rows = rows.sort_values(["steered", "scoring", "shots", "several", "vector", "relative_dose"])
+    return pd.DataFrame(
+        {
+            "scoring": rows["scoring"],
+            "examples": rows["shots"],
+            "vector": rows["vector"],
+            "setting": rows["setting"],
+            "layers": rows["layers"],
+            "relative dose": rows["relative_dose"],
+            "accuracy": _spreads(rows, "accuracy"),
+            "change": _spreads(rows, "difference"),
+            "McNemar p": rows["mcnemar_p"],
+            "answers": rows["n"],
+            "no answer": rows["n_no_answer"],
+            "too long": rows["n_too_long"],
+            "unscored": rows["n_unscored"],
+        }
+    )
+
+
+def _vector(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    vectors = tables["vectors"]
+    at = vectors[(vectors["trait"] == trait) & (vectors["chosen"].astype(str) == "True")]
+    if claim.id.startswith("V1") and len(at):
+        rows = tables["cosines"]
+        beside = rows[(rows["trait"] == trait) & (rows["layer"] == at["layer"].iloc[0])]
+        return pd.DataFrame(beside[["other", "layer", "cosine", "width"]])
+    return pd.DataFrame(
+        at[["layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative", "vector_id"]]
+    )
+
+
+def _judge(_claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = tables["judge"]
+    rows = rows[(rows["trait"] == trait) & (rows["half"] == "report") & (rows["source"] == "all")]
+    in_use = rows["chosen"].astype(str) == "True"
+    rows = rows[in_use | (rows["grader"] == BASELINE)].assign(first=~in_use)
+    rows = rows.sort_values(["first", "auroc"], ascending=[True, False])
+    return pd.DataFrame(
+        {
+            "judge": rows["grader"].where(rows["grader"] != BASELINE, "trivial"),
+            "method": rows["method"],
+            "AUROC": _spreads(rows, "auroc"),
+            "balanced accuracy": _spreads(rows, "balanced_accuracy"),
+            "scored": rows["n_scored"],
+            "unscored": rows["n_unscored"],
+        }
+    )
+
+
+def _spreads(rows: pd.DataFrame, name: str) -> list[str]:
+    return [spread(row[name], row[f"{name}_low"], row[f"{name}_high"]) for _, row in rows.iterrows()]
+
+
+def spread(value: float, low: float, high: float) -> str:
+    """A number with its interval in brackets; a dash where there is none."""
+    if pd.isna(value):
+        return "–"
+    return f"{value:.3g}" if pd.isna(low) else f"{value:.3g} [{low:.3g}, {high:.3g}]"
