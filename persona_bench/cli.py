@@ -379,9 +379,9 @@ def figures(results: Path, out: Path) -> None:
 @click.option("--messages", default="messages", help="Field with the conversation.", **SHOWN)
 @click.option("--role", default="role", help="Field of a message with its speaker.", **SHOWN)
 @click.option("--content", default="content", help="Field of a message with its text.", **SHOWN)
-@click.option("--prompt", default="", help="Field with the user's text, in datasets of one turn.")
+@click.option("--prompt", help="Field with the user's text, in datasets of one turn.")
 @click.option("--response", default="response", help="Field with the answer to --prompt.", **SHOWN)
-@click.option("--id", "identity", default="", help="Field copied to the output.")
+@click.option("--id", "identity", help="Field copied to the output.")
 @click.option("--turn", default="last", help="Which assistant message is measured, last or first.", **SHOWN)
 @click.option("--max-tokens", default=256, help="Of the model's own response.", **SHOWN)
 @click.option("--temperature", default=1.0, help="Of the model's own response.", **SHOWN)
@@ -391,7 +391,7 @@ def figures(results: Path, out: Path) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw histograms, as .png or .pdf.")
 @click.option("--page", type=click.Path(path_type=Path), help="Also write the highest and lowest samples as HTML.")
 @click.option("--engine", default="local", type=click.Choice(["local", "ray"]), help="Where it runs.", **SHOWN)
-@click.option("--address", default="", help="Of a running Ray cluster.  [default: one on this machine]")
+@click.option("--address", help="Of a running Ray cluster.  [default: one on this machine]")
 @click.option("--actors", default=0, help="Ray actors that hold the model; 0: one a GPU, or one.", **SHOWN)
 @click.option("--actor-cpus", default=1.0, help="CPUs reserved for a Ray actor.", **SHOWN)
 def scan(
@@ -404,9 +404,9 @@ def scan(
     messages: str,
     role: str,
     content: str,
-    prompt: str,
+    prompt: str | None,
     response: str,
-    identity: str,
+    identity: str | None,
     turn: Any,
     max_tokens: int,
     temperature: float,
@@ -416,7 +416,7 @@ def scan(
     plot: Path | None,
     page: Path | None,
     engine: Any,
-    address: str,
+    address: str | None,
     actors: int,
     actor_cpus: float,
 ) -> None:
@@ -429,14 +429,14 @@ def scan(
     from persona_bench.vectors.scan.run import Cluster, plan_scan, run_scan
     from persona_bench.vectors.scan.samples import Fields
 
-    fields = Fields(messages, role, content, prompt, response, identity, turn)
+    fields = Fields(messages, role, content, prompt or "", response, identity or "", turn)
     settings = Settings(measures, chosen_layers(layers, vectors), fields, max_tokens, temperature, seed)
     planned = plan_scan(model, vectors, inputs, out, settings)
     if plot is not None:
         from persona_bench.analysis.traces import check_plot_path
 
         check_plot_path(plot)
-    cluster = Cluster(address, actors, actor_cpus)
+    cluster = Cluster(address or "", actors, actor_cpus)
     summary = run_scan(planned, engine=engine, cluster=cluster, reference=reference, top=top, say=_say)
     _print_scan(summary)
     rejected = sum(summary["rejected"].values())
