@@ -53,7 +53,7 @@ class Asked:
         trait: a trait file, where the vector's trait is none of the suite's; "" for the vector's own.
         grader: as for a run; "none" leaves out what needs one.
         preset: quick, standard or paper.
-        layer: where to measure; None for the baseline's, else the one the vector's provenance names, else the middle.
+        layer: where to measure; None for the baseline's, else the middle.
         seed: of sampling and resampling.
         other_weights: whether weights other than those the vector was made from will do.
     """
@@ -74,7 +74,8 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
     Args:
         asked: what and how.
         baseline: a file that an earlier check wrote, or None.
-        work: folder of the logs; by default one of this check's own in the cache, where it goes on if it was stopped.
+        work: folder that holds one for the logs of each check, where it goes on if it was stopped; by default in the
+            cache.
         say: told what happens, a line at a time.
 
     Returns:
@@ -94,8 +95,8 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
     held = None if baseline is None else Baseline.load(baseline)
     loaded = load(model_spec(asked.model).removeprefix("persona/"))
     fit_model(asked.vector, vector, loaded, other_weights=asked.other_weights)
-    layer = asked.layer or (held.layer if held else 0) or int(vector.provenance.get("layer", 0))
-    layer = layer or sizes.layers(vector.n_layers)[0]
+    layer = held.layer if held else sizes.layers(vector.n_layers)[0]
+    layer = layer if asked.layer is None else asked.layer
     vector.check_layer(layer)
     if held is not None and baseline is not None:
         _fit_baseline(asked, held, baseline, trait, loaded, layer)
@@ -110,7 +111,7 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
         evals=("judge_validity", "trait_steering", "trait_monitoring", "mmlu_preservation"),
         seed=asked.seed,
     )
-    folder = work or cache_dir() / "checks" / _key(settings, vector, loaded, layer)
+    folder = (work or cache_dir() / "checks") / _key(settings, vector, loaded, layer)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another check is at work in {folder}; waiting for it")):
         done = check_evals(settings, folder, asked.vector, layer, say)
@@ -179,7 +180,7 @@ def fit_model(path: Path, vector: PersonaVector, loaded: LoadedModel, *, other_w
             f"{path} is for another model: it has {shape[0] - 1} layers of width {shape[1]}, "
             f"{loaded.name} has {wanted[0] - 1} of {wanted[1]}; check it with --model of the one it was made from"
         )
-    made_from = vector.provenance.get("weights_hash", "")
+    made_from = str(vector.provenance.get("weights_hash", ""))
     if made_from and made_from != loaded.weights_hash and not other_weights:
         raise VectorError(
             f"{path} was made from other weights ({vector.provenance.get('model', 'unknown')}, {made_from[:12]}) than "

@@ -285,7 +285,7 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
 @click.option("--write-baseline", type=click.Path(path_type=Path), help="Write one, if the vector is good.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML here.")
 @click.option("--summary", type=click.Path(path_type=Path), help="Append Markdown here ($GITHUB_STEP_SUMMARY).")
-@click.option("--trait-file", default="", help="Of a trait that is none of the suite's.")
+@click.option("--trait-file", type=click.Path(path_type=Path), help="Of a trait that is none of the suite's.")
 @click.option(
     "--grader",
     default=DEFAULT_GRADER,
@@ -294,9 +294,9 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
     **SHOWN,
 )
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
-@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the vector's, else the middle]")
+@click.option("--layer", type=int, help="1-based.  [default: the baseline's, else the middle]")
 @click.option("--seed", default=0, help="Of sampling and resampling.", **SHOWN)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder of the logs.  [default: one in the cache]")
+@click.option("--work", type=click.Path(path_type=Path), help="Where logs go.  [default: the cache]")
 @click.option("--other-weights", is_flag=True, help="Also where the vector was made from other weights.")
 def check(
     vector: Path,
@@ -305,7 +305,7 @@ def check(
     write_baseline: Path | None,
     junit: Path | None,
     summary: Path | None,
-    trait_file: str,
+    trait_file: Path | None,
     grader: str,
     preset: str,
     layer: int | None,
@@ -318,7 +318,7 @@ def check(
     from persona_bench.analysis import regression_output as output
     from persona_bench.files import write_atomic
 
-    asked = checking.Asked(vector, model, trait_file, grader, preset, layer, seed, other_weights)
+    asked = checking.Asked(vector, model, str(trait_file or ""), grader, preset, layer, seed, other_weights)
     try:
         outcome, new = checking.check(asked, baseline, work, _say)
     except PersonaBenchError as error:

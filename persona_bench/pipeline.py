@@ -418,18 +418,25 @@ class _Run:
         self._eval_set("steering", tasks)
 
     def mmlu(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
-        """Run MMLU at each trait's chosen layer; returns those layers."""
+        """Run MMLU at each trait's chosen layer, and where the preset says so at the others; returns the chosen."""
         from evals.mmlu_preservation import mmlu_preservation
 
         layers = self._choose_layers(vectors)
         if self._wants("mmlu_preservation"):
             tasks = [
-                mmlu_preservation(**self._vector_arguments(name, vectors[trait.name]), layers=str(layers[trait.name]))
+                mmlu_preservation(
+                    **self._vector_arguments(name, vectors[trait.name]), layers=self._asked(layers[trait.name])
+                )
                 for name, trait in zip(self.settings.traits, self.traits, strict=True)
                 if trait.name in vectors
             ]
             self._eval_set("mmlu", tasks)
         return layers
+
+    def _asked(self, chosen: int) -> str:
+        """The layers of MMLU, the chosen one first, which has the controls."""
+        others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
+        return ",".join(map(str, dict.fromkeys((chosen, *others))))
 
     def _vector_arguments(self, name: str, vector: PersonaVector) -> dict[str, Any]:
         return {

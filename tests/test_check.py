@@ -370,6 +370,8 @@ def test_a_baseline_of_something_else_is_2(vector: Path, small: Path, tmp_path: 
         assert done.exit_code == 2 and part in done.output, (part, done.output)
     done = call(vector, "--model", small, "--grader", "none", "--baseline", tmp_path / "none.json")
     assert done.exit_code == 2 and "cannot read baseline" in done.output
+    done = call(vector, "--model", small, "--grader", "none", "--layer", 0)
+    assert done.exit_code == 2 and "layer 0 is outside 1..4" in done.output
     foreign = tmp_path / "v.pt"
     foreign.write_bytes(b"\x80\x04")
     done = call(foreign, "--model", small)

@@ -21,6 +21,7 @@ from persona_bench.analysis.baselines import text_monitors
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.samples import check_log, collect
+from persona_bench.analysis.statistics import RESAMPLES
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError, TraitError, VectorError
@@ -149,7 +150,7 @@ def test_projections_are_those_of_a_plain_pass(planted: Samples) -> None:
 
 
 def test_shuffled_outcomes_cover_nought() -> None:
-    """200 shuffles of the scores; every interval of the eval's own tables, at the paper's number of questions."""
+    """200 shuffles of the scores; every interval as users get it, at the paper's number of questions."""
     base = make_samples(World(traits=("evil",), epochs=1, layers=(8,), scripts=1))
     ladder = base.monitoring[base.monitoring["condition"] == "ladder"].assign(half="report")
     directions = base.projections[base.projections["direction"] == "persona"]
@@ -161,7 +162,7 @@ def test_shuffled_outcomes_cover_nought() -> None:
         watched = shuffled.set_index("sample_id", drop=False)
         values = directions.set_index("sample_id")["prompt_last"]
         signal = monitoring._Signal("persona", "prompt_last", "layer", 8.0, values)
-        (row,) = monitoring._signal_rows(watched, [signal], 8.0, Draw(seed, FAST), "evil", "ladder")
+        (row,) = monitoring._signal_rows(watched, [signal], 8.0, Draw(seed, RESAMPLES), "evil", "ladder")
         for name, found in covered.items():
             null = 0.5 if name == "auroc" else 0.0
             found.append(bool(row[f"{name}_low"] <= null <= row[f"{name}_high"]))

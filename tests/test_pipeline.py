@@ -139,7 +139,7 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     assert _tables(killed) == expected
 
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)
-    judged = claims[[claim(name).judged for name in claims["claim"]] & (claims["verdict"] != "not run")]
+    judged = claims[claims["claim"].map(lambda name: claim(name).judged) & (claims["verdict"] != "not run")]
     assert {"C1-steering-induces", "C2-steering-suppresses", "C3-monitoring-overall"} <= set(judged["claim"])
     assert set(judged["verdict"]) == {"not testable"}, "a random model judged by itself settles nothing"
     # The refusal confound is geometry of the vector, which no judge enters.

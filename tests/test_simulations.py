@@ -2,7 +2,9 @@
 
 A claim is `supported` in a null run with probability at most 0.05 if the code keeps its promise. Of n runs the count is
 then binomial, so a rule fails the test only where the count is so high that a share of 0.05 would give it or more with
-probability under 0.001 for any one claim. Power is read the other way round: at least 90 % of the runs.
+probability under 0.001 for any one claim. Power is read the other way round: at least 90 % of the runs. What is planted
+is the size of evil's correlations; hallucination's within-prompt r (0.245) is too small for the 80 points that the
+report half has at preset paper, where it was supported in 9 of 40 runs.
 """
 
 import dataclasses
@@ -21,7 +23,9 @@ from tests.builders_samples import World, make_samples
 
 RESAMPLES = 200
 LEVEL, DOUBT = 0.05, 0.001
-TESTED = [entry.id for entry in CLAIMS if entry.id.startswith("C")]
+# What the simulated run measures: no many-shot conversations.
+DECIDED = [entry for entry in CLAIMS if entry.id in vd._RULES and entry.id.startswith("C")]
+TESTED = [entry.id for entry in DECIDED if entry.condition in ("", "ladder")]
 SMALL = World(
     traits=("evil",), questions=6, layers=(8,), doses=(-0.3, 0.3), mmlu_questions=100, mmlu=0.6, scripts=2, base=40.0
 )
@@ -123,8 +127,8 @@ def test_shuffling_leaves_no_effect_and_every_score() -> None:
 
 
 def test_nulls_are_rarely_supported() -> None:
-    counts = null_counts(30, SMALL)
-    assert max(counts.values()) <= most(30), counts
+    counts = null_counts(20, SMALL)
+    assert max(counts.values()) <= most(20), counts
 
 
 def test_the_planted_correlations_are_the_paper_s() -> None:

@@ -86,7 +86,7 @@ def test_a_random_vector_that_does_as_much_takes_the_support_away():
 def test_a_judge_that_answers_at_random_decides_nothing():
     claims = verdicts(make_samples(dataclasses.replace(ONE, judge_noise=1e6)))
     judged = claims[claims["claim"].isin(JUDGED)]
-    assert len(judged) == 7 and (judged["verdict"] == "not testable").all()
+    assert len(judged) == len(JUDGED) == 8 and (judged["verdict"] == "not testable").all()
     assert judged["reason"].str.startswith("judge gate: AUROC").all() and judged["estimate"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] != "supported"
     assert one(claims, "C5-steering-costs-capability")["verdict"] == "supported"
@@ -169,7 +169,7 @@ def test_random_scores_on_the_labelled_answers_support_no_claim(seed, only_judge
     judge = pd.concat([judge[~report], at_random(judge[report], seed)])
     claims = shut(judge, *only_judged)
     judged = claims[claims["claim"].isin(JUDGED)]
-    assert len(judged) == len(JUDGED) == 7 and (judged["verdict"] == "not testable").all()
+    assert len(judged) == len(JUDGED) == 8 and (judged["verdict"] == "not testable").all()
     assert judged["reason"].str.startswith("judge gate: ").all()
     assert judged["estimate"].isna().all() and judged["p_holm"].isna().all()
     assert one(claims, "J-judge-valid")["verdict"] == "contradicted"

@@ -49,7 +49,7 @@ def mmlu_preservation(
         preset: quick, standard or paper.
         vector: the vector file; by default the one a run of the same model and preset left in results/.
         vector_sha256: its content hash, if it must be exactly that one.
-        layers: 1-based layers, comma-separated; by default the preset's first.
+        layers: 1-based layers, comma-separated, of which the first has controls; by default the preset's first.
         doses: signed relative doses, comma-separated; by default the preset's.
         ways: letter, cloze, generation, comma-separated; by default the preset's.
         shots: solved examples before a question, 0, 5 or both; by default the preset's.
@@ -66,8 +66,8 @@ def mmlu_preservation(
     others = chosen(benchmarks, sizes.second_benchmarks or ("none",), ("commonsenseqa", "truthfulqa", "none"))
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     swept = preset_layers(sizes, file, layers)[: None if layers else 1]
-    how = preset_plan(sizes, loaded, file.vector.n_layers, swept)
-    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept, **how)
+    how = preset_plan(sizes, loaded, file.vector.n_layers, sorted(swept))
+    cells = sweep(file, swept, numbers(doses, sizes.mmlu_doses), sizes.random_vectors, swept[:1], **how)
     n = whole_number(questions, sizes.mmlu_questions)
     mmlu = load_mmlu(n, seed, examples=any(count for _, count in asked))
     sets = [(mmlu, asked)]

@@ -31,7 +31,8 @@ class Preset:
         monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
         monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
-        mmlu_doses: relative doses at the chosen layer.
+        mmlu_doses: relative doses of MMLU's cells.
+        mmlu_every_layer: whether MMLU is asked at every steered layer, or at the chosen one alone.
         mmlu_ways: how its questions are answered.
         mmlu_shots: how many solved examples stand before a question.
         second_benchmarks: second opinions on capability.
@@ -54,6 +55,7 @@ class Preset:
     monitoring_rollouts: int
     mmlu_questions: int
     mmlu_doses: tuple[float, ...]
+    mmlu_every_layer: bool
     mmlu_ways: tuple[Way, ...]
     mmlu_shots: tuple[int, ...]
     second_benchmarks: tuple[str, ...]
@@ -82,6 +84,7 @@ PRESETS = {
         monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
         mmlu_doses=(-0.4, 0.4),
+        mmlu_every_layer=False,
         mmlu_ways=("letter", "cloze"),
         mmlu_shots=(0,),
         second_benchmarks=(),
@@ -104,6 +107,7 @@ PRESETS = {
         monitoring_rollouts=3,
         mmlu_questions=500,
         mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
+        mmlu_every_layer=True,
         mmlu_ways=("letter", "cloze", "generation"),
         mmlu_shots=(0, 5),
         second_benchmarks=("commonsenseqa", "truthfulqa"),
@@ -126,6 +130,7 @@ PRESETS = {
         monitoring_rollouts=10,
         mmlu_questions=2850,
         mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
+        mmlu_every_layer=True,
         mmlu_ways=("letter", "cloze", "generation"),
         mmlu_shots=(0, 5),
         second_benchmarks=("commonsenseqa", "truthfulqa"),
@@ -150,6 +155,7 @@ CHECKED = {
         steering_rollouts=2 * rollouts,
         mmlu_questions=questions,
         mmlu_doses=(0.3,),
+        mmlu_every_layer=False,
         mmlu_ways=("letter", "cloze"),
         mmlu_shots=(0,),
         second_benchmarks=(),
