@@ -17,7 +17,14 @@ from persona_bench.inspect_ext.benchmark import measure_sharing
 from persona_bench.models.benchmark import measure
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
-from persona_bench.vectors.benchmark import LONGEST, _one_by_one, _vector, conversations, measure_projection
+from persona_bench.vectors.benchmark import (
+    LONGEST,
+    _one_by_one,
+    _vector,
+    conversations,
+    measure_projection,
+    measure_scan,
+)
 from persona_bench.vectors.projection import project_transcripts
 from persona_bench.vectors.transcripts import read_transcripts, transcript
 from tests.conftest import talking, tiny_tokenizer
@@ -37,6 +44,22 @@ def test_ratios_on_real_weights() -> None:
 def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> None:
     ratios = measure_projection("smollm2-135m", 1000, 1, lambda _: None)["ratios"]
     assert ratios["one by one / project"] >= 3
+
+
+@pytest.mark.long
+@pytest.mark.weights
+def test_scanning_real_weights_is_five_times_as_fast_as_pass_after_pass() -> None:
+    assert measure_scan("smollm2-135m", 2000, 1, lambda _: None, sample_size=2000)["ratios"]["one by one / scan"] >= 5
+
+
+def test_the_bench_times_scanning(folder: Path, tmp_path: Path) -> None:
+    more = ("--batch", "2", "--tokens", "2", "--repeats", "2", "--samples", "9", "--json", str(tmp_path / "b.json"))
+    result = CliRunner().invoke(main, ["bench", "--model", str(folder), *more])
+    assert result.exit_code == 0, result.output
+    assert any(line.startswith("one by one / scan") for line in result.stdout.splitlines())
+    timed = json.loads((tmp_path / "b.json").read_text())["scan"]
+    assert (timed["samples"], timed["sampled_one_by_one"]["samples"]) == (9, 9)
+    assert timed["samples_per_second"] == pytest.approx(9 / min(timed["seconds_by_round"]["scan"]))
 
 
 def test_the_bench_times_projection(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

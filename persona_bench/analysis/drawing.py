@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from persona_bench.files import atomic_path
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -38,6 +40,7 @@ _KNOWN = {
 }
 _SPARE = ("#E69F00", "#56B4E9", "#CC79A7", "#000000", "#8C6D1F")
 MARKERS = "osD^vP*X"
+_METADATA: dict[str, Any] = {".png": {"Software": None}, ".pdf": dict.fromkeys(("CreationDate", "Producer", "Creator"))}
 MOST_LAYERS = 6
 
 
@@ -130,11 +133,22 @@ def new_figure(height: float, width: float = WIDTH) -> "Figure":
 
 
 def save(figure: "Figure", stem: Path) -> list[Path]:
-    """Write PNG and PDF without dates or versions, so that the bytes depend on the content only."""
-    png, pdf = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".pdf")
-    figure.savefig(png, metadata={"Software": None})
-    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]
+    """Write PNG and PDF."""
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in _METADATA]
+    for path in paths:
+        save_as(figure, path)
+    return paths
+
+
+def save_as(figure: "Figure", path: Path) -> None:
+    """Write one file, `.png` or `.pdf`, whole and without dates or versions: its bytes depend on the content only.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix.removeprefix("."), metadata=_METADATA[suffix])
 
 
 def put_foot(figure: "Figure", line: str, note: str) -> None:

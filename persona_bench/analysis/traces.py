@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from persona_bench.analysis.drawing import drawing_style, flat_text, new_figure, put_foot
+from persona_bench.analysis.drawing import drawing_style, flat_text, new_figure, put_foot, save_as
 from persona_bench.errors import DataError
-from persona_bench.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,9 +123,5 @@ def save_trace(tokens: pd.DataFrame, path: Path, title: str, note: str) -> None:
         DataError: as `check_plot_path`, or the file cannot be written.
     """
     check_plot_path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    metadata: dict[str, Any] = (
-        {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None, "Creator": None}
-    )
-    with drawing_style(), atomic_path(path) as temporary:
-        trace_figure(tokens, title, note).savefig(temporary, format=kind, metadata=metadata)
+    with drawing_style():
+        save_as(trace_figure(tokens, title, note), path)

@@ -98,8 +98,8 @@ def _files(data: HubData) -> list[Path]:
 
 
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(file, columns=list(columns))

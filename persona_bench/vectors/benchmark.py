@@ -20,6 +20,8 @@ from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import LoadedModel, load
 from persona_bench.vectors.projection import project_file
+from persona_bench.vectors.scan.measures import Settings
+from persona_bench.vectors.scan.run import plan_scan, run_scan
 from persona_bench.vectors.transcripts import Transcript, read_transcripts
 from persona_bench.vectors.vector import PersonaVector
 
@@ -80,6 +82,69 @@ def measure_projection(model: str, n: int, repeats: int, say: Callable[[str], No
     }
 
 
+def measure_scan(
+    model: str, n: int, repeats: int, say: Callable[[str], None], sample_size: int = SAMPLE
+) -> dict[str, Any]:
+    """Seconds to scan `n` samples at the middle layer without generating, and one by one, and their ratio.
+
+    `scan` is the whole of `run_scan`: reading, tokenising, passes, parts, output and summary. `one by one` is as in
+    `measure_projection`. Both are timed once a round, in turn; a figure is the fastest round.
+
+    Args:
+        model: as `loading.load` takes it.
+        n: how many samples.
+        repeats: rounds.
+        say: told about progress.
+        sample_size: how many are passed one by one; their time is scaled by the number of tokens.
+    """
+    loaded = load(model)
+    layer = max(1, loaded.n_layers // 2)
+    vector = _vector(loaded)
+    seconds: dict[str, list[float]] = {"one by one": [], "scan": []}
+    with tempfile.TemporaryDirectory() as folder:
+        source, file = Path(folder, "in.jsonl"), Path(folder, "v.safetensors")
+        source.write_text("".join(json.dumps(item) + "\n" for item in conversations(loaded.tokenizer, n)))
+        vector.save(file)
+        items = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
+        sample = _evenly(items, sample_size)
+        _one_by_one(loaded, sample[:2], vector, layer)  # warms up
+        for index in range(repeats):
+            planned = plan_scan(
+                model,
+                [file],
+                [str(source)],
+                Path(folder, f"out-{index}.parquet"),
+                Settings(("response_minus_prompt",), (layer,)),
+            )
+            variants: dict[str, Callable[[], Any]] = {
+                "one by one": partial(_one_by_one, loaded, sample, vector, layer),
+                "scan": partial(run_scan, planned),
+            }
+            for name, variant in variants.items():
+                say(f"samples, round {index + 1} of {repeats}: {name}")
+                started = time.perf_counter()
+                variant()
+                seconds[name].append(time.perf_counter() - started)
+    tokens, sampled = (sum(len(item.ids) for item in some) for some in (items, sample))
+    alone, scan = min(seconds["one by one"]) * tokens / sampled, min(seconds["scan"])
+    return {
+        "samples": n,
+        "tokens": tokens,
+        "layer": layer,
+        "sampled_one_by_one": {"samples": len(sample), "tokens": sampled},
+        "seconds_by_round": seconds,
+        "samples_per_second": n / scan,
+        "tokens_per_second": tokens / scan,
+        "ratios": {"one by one / scan": alone / scan},
+    }
+
+
+def _evenly(items: Sequence[Transcript], n: int) -> list[Transcript]:
+    """`n` of the items, or all, evenly over their lengths."""
+    ordered = sorted(items, key=lambda item: len(item.ids))
+    return [ordered[round(place)] for place in np.linspace(0, len(ordered) - 1, min(len(ordered), n))]
+
+
 @dataclass(frozen=True)
 class _Slice:
     """Timings of one slice: how many tokens it holds, how many were passed one by one, seconds by variant and round."""
@@ -106,9 +171,7 @@ def _time_slice(
         source, target = Path(folder, "in.jsonl"), Path(folder, "out.csv")
         source.write_text("".join(json.dumps(item) + "\n" for item in part))
         items = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
-        items.sort(key=lambda item: len(item.ids))
-        places = np.linspace(0, len(items) - 1, min(len(items), sample_size))
-        sample = [items[round(place)] for place in places]
+        sample = _evenly(items, sample_size)
         variants: dict[str, Callable[[], Any]] = {
             "one by one": partial(_one_by_one, loaded, sample, vector, layer),
             "project": partial(project_file, engine, vector, source, target, layer),

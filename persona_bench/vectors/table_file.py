@@ -15,7 +15,7 @@ from persona_bench.errors import DataError
 from persona_bench.files import atomic_path
 
 SUFFIXES = (".csv", ".parquet")
-ROW_GROUP = 2**16
+ROW_GROUP = 2**13
 Value = int | float | str | None
 Write = Callable[[Iterable[Sequence[Value]]], None]
 
@@ -88,7 +88,7 @@ def _shown(value: Value) -> str:
 
 @contextmanager
 def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[Write]:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     kinds = {"integer": pa.int64(), "number": pa.float32(), "text": pa.string()}
@@ -116,3 +116,33 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[Write]:
 
         yield write
         flush()
+
+
+def table_rows(path: Path, names: Sequence[str] | None = None) -> Iterator[list[tuple[Value, ...]]]:
+    """The rows of a table, some thousands at a time; an empty cell is None.
+
+    Args:
+        path: what `table_file` wrote.
+        names: the columns, by default all.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a column.
+    """
+    import pandas as pd
+    from pyarrow import parquet
+
+    wanted = None if names is None else list(names)
+    try:
+        if path.suffix.lower() == ".csv":
+            with pd.read_csv(path, usecols=wanted, chunksize=ROW_GROUP) as frames:
+                for frame in frames:
+                    cells = frame[wanted or list(frame.columns)].astype(object)
+                    yield list(cells.where(cells.notna(), None).itertuples(index=False, name=None))
+            return
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROW_GROUP, columns=wanted):
+                columns = [batch.column(name).to_pylist() for name in wanted or batch.schema.names]
+                yield list(zip(*columns, strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot read the table {path}: {reason}") from error

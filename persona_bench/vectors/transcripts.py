@@ -84,7 +84,7 @@ def read_transcripts(source: Path, tokenizer: Any, *, located: bool) -> Iterator
         where = f"{source}, line {number}"
         messages, response = transcript(item, where)
         try:
-            chunk.append(_laid_out(tokenizer, head, index, where, messages, response, located))
+            chunk.append(lay_out(tokenizer, head, index, where, messages, response, located))
         except ModelError as error:
             raise DataError(f"{where}: {error}") from error
         characters += len(response) + sum(len(message["content"]) for message in messages)
@@ -95,7 +95,7 @@ def read_transcripts(source: Path, tokenizer: Any, *, located: bool) -> Iterator
         yield chunk
 
 
-def _laid_out(
+def lay_out(
     tokenizer: Any,
     head: Callable[[str | None], tuple[int, ...]],
     index: int,
@@ -104,6 +104,20 @@ def _laid_out(
     response: str,
     located: bool,
 ) -> Transcript:
+    """A conversation and its response in tokens.
+
+    Args:
+        tokenizer: the model's.
+        head: system message (None for none) -> the tokens that conversations with it begin with (`chat.head_ids`).
+        index: the transcript's number.
+        where: file and line.
+        messages: the conversation before the response.
+        response: the response.
+        located: whether to find each message's own tokens.
+
+    Raises:
+        ModelError: the chat template refuses the conversation.
+    """
     answer = response_ids(tokenizer, response)
     roles = (*(message["role"] for message in messages), "assistant")
     if located:
