@@ -24,7 +24,7 @@ from persona_bench.analysis.regression import (
     packed,
 )
 from persona_bench.definitions.presets import CHECK, load_preset
-from persona_bench.definitions.traits import load_trait
+from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import VectorError
 from persona_bench.files import file_lock
 from persona_bench.models.assets import cache_dir
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from persona_bench.vectors.vector import PersonaVector
 
 RANDOM_VECTORS = 200
-READING_QUESTIONS = 10
+SEPARATION_QUESTIONS = 10
+READING_QUESTIONS = 40
 FOREIGN = {".pt": "a tensor file", ".bin": "a pickled tensor", ".gguf": "a control vector", ".npy": "an array"}
 
 
@@ -102,7 +103,7 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
         _fit_baseline(asked, held, baseline, trait, loaded, layer)
     say(f"checking the {trait.name} vector at layer {layer} of {loaded.n_layers} of {loaded.name}")
     measures = _static(vector, layer, held)
-    measures["separation"] = _separation(WORKER.engine(loaded), vector, trait, layer, sizes, asked.seed, say)
+    measures |= _judge_free(WORKER.engine(loaded), vector, trait, layer, sizes, asked.seed, say)
     settings = Settings(
         model=asked.model,
         preset=sizes.name,
@@ -227,25 +228,33 @@ def _static(vector: PersonaVector, layer: int, held: Baseline | None) -> dict[st
     return measures
 
 
-def _separation(
+def _judge_free(
     engine: Engine, vector: PersonaVector, trait: Trait, layer: int, sizes: Preset, seed: int, say: Say
-) -> Measure:
-    from persona_bench.vectors.selectivity import separation
+) -> dict[str, Measure]:
+    from persona_bench.vectors.selectivity import reading, separation
 
-    n = min(READING_QUESTIONS, len(trait.evaluation_questions)) * 2 * len(trait.instructions)
+    n = min(SEPARATION_QUESTIONS, len(trait.evaluation_questions)) * 2 * len(trait.instructions)
     say(f"separation: {n} responses")
-    effects = separation(
+    told = separation(
         engine,
         vector,
         trait,
         layer,
-        questions=READING_QUESTIONS,
+        questions=SEPARATION_QUESTIONS,
         random_vectors=RANDOM_VECTORS,
         temperature=sizes.temperature,
         max_tokens=sizes.max_tokens,
         seed=seed,
     )
-    return Measure.of(st.beyond_random(effects.persona, effects.random), "too few questions with responses")
+    answers = load_labelled(trait.name)
+    read = reading(engine, vector, answers, layer, questions=READING_QUESTIONS, random_vectors=RANDOM_VECTORS)
+    return {
+        name: Measure.of(st.beyond_random(effects.persona, effects.random), f"too few questions with {what}")
+        for name, effects, what in (
+            ("separation", told, "responses"),
+            ("labelled answers", read, "labelled answers of both kinds"),
+        )
+    }
 
 
 # --- from logs --------------------------------------------------------------------------------------------------------

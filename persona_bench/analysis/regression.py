@@ -1,8 +1,8 @@
 """Is this vector as good as the last one? Measurements of one vector -> checks, by rules written before any result.
 
 Without a baseline a measurement is held against a fixed bound: it is `worse` if its whole 95 % interval lies on the bad
-side. What makes a vector one, that it tells its trait better than a random direction, must be shown: there an interval
-that spans the bound is `worse` too.
+side. What makes a vector one, that it tells its trait better than a random direction, must be shown in one of two ways
+that need no judge: where neither interval clears its bound, both are `worse`.
 
 With a baseline, a measurement is also `worse` if the whole 95 % interval of its difference to the baseline's lies on
 the bad side. That interval is made of the two intervals as if their questions had been drawn independently: paired
@@ -19,7 +19,7 @@ import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class Rule:
         what: what is measured, with its unit.
         side: +1 if more is better, -1 if less is.
         bound: what the value is held against, with a baseline or without.
-        required: whether an interval that spans the bound is worse.
+        shown: whether it is one of those of which one at least must clear its bound.
         compared: whether it is held against the baseline too. A number that is not sampled has no interval, so no
             tolerance either, and is held against its bound alone.
     """
@@ -59,19 +59,12 @@ class Rule:
     what: str
     side: int
     bound: float
-    required: bool = False
+    shown: bool = False
     compared: bool = True
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(
-        "norms",
-        "layers whose direction is zero, or lies in a single coordinate",
-        -1,
-        0.0,
-        required=True,
-        compared=False,
-    ),
+    Rule("norms", "layers whose direction is zero, or lies in a single coordinate", -1, 0.0, compared=False),
     Rule(
         "refusal cosine",
         "cosine with refusal at the layer: along it, steering makes refuse",
@@ -79,21 +72,9 @@ RULES: tuple[Rule, ...] = (
         MAX_REFUSAL_COSINE,
         compared=False,
     ),
-    Rule(
-        "baseline cosine",
-        "cosine with the baseline's vector at the layer",
-        1,
-        MIN_COSINE,
-        required=True,
-        compared=False,
-    ),
-    Rule(
-        "separation",
-        "responses for the trait minus against it on the vector, beyond random (share of |h|)",
-        1,
-        0.0,
-        True,
-    ),
+    Rule("baseline cosine", "cosine with the baseline's vector at the layer", 1, MIN_COSINE, compared=False),
+    Rule("separation", "projection of responses told to show the trait minus told not to, beyond random", 1, 0.0, True),
+    Rule("labelled answers", "projection of answers with the trait minus without, beyond random", 1, 0.0, True),
     Rule("steering slope", "trait score points a unit of relative dose", 1, 0.0),
     Rule("steering beyond random", "that slope minus the random vectors'", 1, 0.0),
     Rule("coherence", "coherence steered minus unsteered (points)", 1, -25.0),
@@ -265,7 +246,18 @@ def held_measures(measures: Mapping[str, Measure]) -> dict[str, _HeldMeasure]:
 def judge_measures(measures: Mapping[str, Measure], baseline: Baseline | None = None) -> list[Check]:
     """Every measurement against its rule, in the order of `RULES`; those that were not taken are left out."""
     held = {} if baseline is None else baseline.measures
-    return [_check(rule, measures[rule.id], held.get(rule.id)) for rule in RULES if rule.id in measures]
+    checks = [_check(rule, measures[rule.id], held.get(rule.id)) for rule in RULES if rule.id in measures]
+    ways = [item for item in checks if item.rule.shown and item.status != "not testable"]
+    # Worse than the baseline's is still something: what is asked here is whether an interval clears its bound.
+    if any(item.measure.low > item.rule.bound for item in ways):
+        return checks
+    return [_unshown(item) if item in ways else item for item in checks]
+
+
+def _unshown(check: Check) -> Check:
+    """A check that was to show a vector better than random, and did not, where no other did."""
+    parts = [part for part in (check.message, "nothing shows the vector to be better than random ones") if part]
+    return replace(check, status="worse", message="; ".join(parts))
 
 
 def _check(rule: Rule, measure: Measure, held: _HeldMeasure | None) -> Check:
@@ -277,8 +269,7 @@ def _check(rule: Rule, measure: Measure, held: _HeldMeasure | None) -> Check:
     if _beyond(measure.high if rule.side > 0 else measure.low, rule.bound, rule.side):
         complaints.append(f"{_shown(measure.interval)} lies on the wrong side of {rule.bound:g}")
     elif _beyond(measure.low if rule.side > 0 else measure.high, rule.bound, rule.side):
-        text = f"{_shown(measure.interval)} spans {rule.bound:g}"
-        (complaints if rule.required else doubts).append(f"{text}, but must clear it" if rule.required else text)
+        doubts.append(f"{_shown(measure.interval)} spans {rule.bound:g}")
     if old is not None and rule.compared:
         moved = st.change(measure.interval, old.interval)
         if _beyond(moved.high if rule.side > 0 else moved.low, 0.0, rule.side):
@@ -303,7 +294,7 @@ def exit_code(checks: Sequence[Check]) -> int:
     """0 as good, 1 worse, 2 if what must be shown could not be tested."""
     if any(item.status == "worse" for item in checks):
         return 1
-    return 2 if any(item.rule.required and item.status == "not testable" for item in checks) else 0
+    return 0 if any(item.rule.shown and item.status != "not testable" for item in checks) else 2
 
 
 @dataclass(frozen=True)

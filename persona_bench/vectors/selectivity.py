@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
 
-from persona_bench.definitions.traits import Trait
-from persona_bench.models.chat import prompt_ids
+from persona_bench.definitions.traits import LabelledAnswer, Trait
+from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Reading, Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.vectors.vector import PersonaVector
+
+CLEAR = (25, 75)
+"""Written answers at most, and at least, so strong in the trait are told apart."""
+ANSWER_TOKENS = 64
+"""Of each written answer so many tokens are read: the trait shows early."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,51 @@ def separation(
     if not by_question:
         return Effects(np.zeros(0), np.zeros((0, random_vectors)))
     effects = np.stack(by_question) @ _units(vector, layer, random_vectors).T / float(vector.residual_norms[layer])
+    return Effects(effects[:, 0], effects[:, 1:])
+
+
+def reading(
+    engine: Engine,
+    vector: PersonaVector,
+    answers: Sequence[LabelledAnswer],
+    layer: int,
+    *,
+    questions: int,
+    random_vectors: int,
+) -> Effects:
+    """Projection of written answers that show the trait minus that of answers to the same question that lack it.
+
+    As in `separation`, but the model reads what was written and labelled for this project instead of answering: it
+    tells whether the direction is that of the trait where the model's own responses hardly show it. Empty where no
+    question has an answer of each kind.
+
+    Args:
+        engine: the model, with nothing to do.
+        vector: which fits it.
+        answers: labelled ones of the trait.
+        layer: 1-based.
+        questions: how many at most.
+        random_vectors: how many random directions.
+    """
+    by_question: dict[str, list[LabelledAnswer]] = {}
+    for item in sorted(answers, key=lambda item: item.id):
+        if item.source == "written":
+            by_question.setdefault(item.question, []).append(item)
+    strength = attrgetter("level")
+    pairs = [(question, max(items, key=strength), min(items, key=strength)) for question, items in by_question.items()]
+    clear = [item for item in pairs if item[1].level >= CLEAR[1] and item[2].level <= CLEAR[0]][:questions]
+    tokenizer, rows = engine.loaded.tokenizer, []
+    for question, *both in clear:
+        prompt = prompt_ids(tokenizer, [{"role": "user", "content": question}])
+        for answer in both:
+            given = prompt + response_ids(tokenizer, answer.answer)[:ANSWER_TOKENS]
+            rows.append(Row(given, reading=Reading((layer,), ((len(prompt), len(given)),))))
+    if not rows:
+        return Effects(np.zeros(0), np.zeros((0, random_vectors)))
+    hidden = np.stack([result.read[0, 0] for result in engine.run(rows) if result.read is not None])
+    hidden = hidden.reshape(len(clear), 2, -1).astype(np.float64)
+    moved = (hidden[:, 0] - hidden[:, 1]) / float(vector.residual_norms[layer])
+    effects = moved @ _units(vector, layer, random_vectors).T
     return Effects(effects[:, 0], effects[:, 1:])
 
 
