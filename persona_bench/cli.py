@@ -496,9 +496,8 @@ def finetune(
     "--measure",
     "measures",
     multiple=True,
-    default=("response_minus_prompt",),
-    help="response, response_minus_prompt, or difference (generates the model's own response); may be repeated.",
-    **SHOWN,
+    help="response, response_minus_prompt, or difference (generates the model's own response); may be repeated.  "
+    "[default: response_minus_prompt]",
 )
 @click.option(
     "--layer", "layers", multiple=True, help="1-based layer, or all; may be repeated.  [default: the middle one]"
@@ -557,7 +556,9 @@ def scan(
     from persona_bench.vectors.scan.samples import Fields
 
     fields = Fields(messages, role, content, prompt or "", response, identity or "", turn)
-    settings = Settings(measures, chosen_layers(layers, vectors), fields, max_tokens, temperature, seed)
+    settings = Settings(
+        measures or ("response_minus_prompt",), chosen_layers(layers, vectors), fields, max_tokens, temperature, seed
+    )
     planned = plan_scan(model, vectors, inputs, out, settings)
     if plot is not None:
         from persona_bench.analysis.traces import check_plot_path

@@ -149,18 +149,26 @@ def test_projections_are_those_of_a_plain_pass(planted: Samples) -> None:
     assert len(control) and not np.allclose(control["prompt_last"], 0)
 
 
-def test_shuffled_outcomes_cover_nought() -> None:
-    """200 shuffles of the scores; every interval as users get it, at the paper's number of questions."""
-    base = make_samples(World(traits=("evil",), epochs=1, layers=(8,), scripts=1))
-    ladder = base.monitoring[base.monitoring["condition"] == "ladder"].assign(half="report")
+def ladder_of(world: World) -> tuple[pd.DataFrame, pd.Series]:
+    """The ladder's samples as of one half, and the persona projections by sample."""
+    base = make_samples(world)
     directions = base.projections[base.projections["direction"] == "persona"]
-    source = np.random.default_rng(7)
+    ladder = base.monitoring[base.monitoring["condition"] == "ladder"].assign(half="report")
+    return ladder, directions.set_index("sample_id")["prompt_last"]
+
+
+def test_shuffled_outcomes_cover_nought() -> None:
+    """200 shuffles of the scores, at the paper's number of questions, each interval as users get it.
+
+    Every shuffle is of a world of its own kind of questions, ten in all: how far questions reach differs by world, and
+    the shuffles of a single one have a share of their own.
+    """
+    worlds = [ladder_of(World(traits=("evil",), epochs=1, layers=(8,), scripts=1, seed=seed)) for seed in range(10)]
     covered: dict[str, list[bool]] = {"r": [], "r_within": [], "spearman": [], "auroc": []}
     for seed in range(200):
-        scores = source.permutation(ladder["trait_score"].to_numpy())
-        shuffled = ladder.assign(trait_score=scores)
-        watched = shuffled.set_index("sample_id", drop=False)
-        values = directions.set_index("sample_id")["prompt_last"]
+        ladder, values = worlds[seed % len(worlds)]
+        scores = np.random.default_rng(seed).permutation(ladder["trait_score"].to_numpy())
+        watched = ladder.assign(trait_score=scores).set_index("sample_id", drop=False)
         signal = monitoring._Signal("persona", "prompt_last", "layer", 8.0, values)
         (row,) = monitoring._signal_rows(watched, [signal], 8.0, Draw(seed, RESAMPLES), "evil", "ladder")
         for name, found in covered.items():

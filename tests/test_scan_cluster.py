@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,7 @@ def test_two_nodes_give_the_bytes_of_one_process(
     tiny_vector().save(vector)
     (tmp_path / "in").mkdir()
     for number in range(3):
-        write(tmp_path / "in" / f"{number}.jsonl", [*some(150, seed=number), "{broken"])
+        write(tmp_path / "in" / f"{number}.jsonl", [*some(300, seed=number), "{broken"])
 
     def scan(name: str, **more: Any) -> Path:
         settings = Settings(("response_minus_prompt",), (1, 2, 3, 4))
@@ -70,19 +68,17 @@ def test_two_nodes_give_the_bytes_of_one_process(
     whole = scan("whole.parquet")
     killed: list[int] = []
 
-    def kill_one() -> None:
-        target = tmp_path / "out.parquet"
-        while len(list(Parts.folder_of(target).glob("part-*.parquet"))) < 3:
-            time.sleep(0.02)
-        pid = workers()[0]
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+    keep = Parts.write
 
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
+    def keep_and_kill(self: Parts, part: Any) -> None:
+        keep(self, part)
+        if len(self.keys) == 3:
+            killed.append(workers()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Parts, "write", keep_and_kill)
     out = scan("out.parquet", engine="ray", cluster=Cluster(two_nodes.address, actors=2))
-    killer.join(timeout=5)
-    assert killed, "the scan was over before a worker could be killed"
+    assert killed and killed[0] not in workers()
     assert out.read_bytes() == whole.read_bytes()
     for kind in ("rejected.jsonl", "summary.json"):
         ours, theirs = (path.with_name(f"{path.name}.{kind}").read_bytes() for path in (out, whole))
