@@ -200,7 +200,14 @@ def paired_difference(
     return _estimate(float(differences.mean()), draws, n=n, n_unscored=a_unscored, n_clusters=len(common))
 
 
-def of_draws(value: float, draws: FloatArray, *, n: int, n_clusters: int) -> Estimate:
+def of_draws(
+    value: float,
+    draws: FloatArray,
+    *,
+    n: int,
+    n_clusters: int,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """An estimate whose draws were made elsewhere, from several statistics resampled together.
 
     Args:
@@ -208,8 +215,9 @@ def of_draws(value: float, draws: FloatArray, *, n: int, n_clusters: int) -> Est
         draws: the resampled statistic, shape `(resamples,)`; NaN where it has no value.
         n: valid observations.
         n_clusters: questions; of several kinds, the fewest.
+        bounds: the scale of the statistic, which the interval does not leave.
     """
-    return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters)
+    return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters, bounds=bounds)
 
 
 def excess_strength(first: Estimate, second: Estimate) -> Estimate:

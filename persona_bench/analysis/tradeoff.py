@@ -17,7 +17,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.capability import EVERY, first_above_chance, unsteered
-from persona_bench.analysis.grouping import Draw, Row, groups, log_names, scored, spread
+from persona_bench.analysis.grouping import SCORE, Draw, Row, groups, log_names, scored, spread
 from persona_bench.definitions.claims import COHERENCE_SHARE, HALVED_SHARE, MMLU_CHANCE, TRAIT_FLOOR
 
 SCORINGS = ("letter", "cloze")
@@ -270,11 +270,13 @@ class _Work:
         frames = [part, self.plain] + ([] if cost else [answers, others, self.examined.cell(vector="none")])
         return Halving(
             **{name: str(key[name]) for name in _PLACE},
-            unsteered=self._estimate(self.unsteered),
-            dose=self._estimate(at if dosed and not reason else nothing),
-            coherence=self._estimate(nothing if reason else curve_at(doses, fluency, at) if dosed else fluency[0]),
-            accuracy=self._estimate(nothing if cost else accuracy, answers),
-            control=self._estimate(nothing if cost else control, others),
+            unsteered=self._estimate(self.unsteered, SCORE),
+            dose=self._estimate(at if dosed and not reason else nothing, (min(doses), 0.0)),
+            coherence=self._estimate(
+                nothing if reason else curve_at(doses, fluency, at) if dosed else fluency[0], (-SCORE[1], SCORE[1])
+            ),
+            accuracy=self._estimate(nothing if cost else accuracy, (-1.0, 1.0), answers),
+            control=self._estimate(nothing if cost else control, (-1.0, 1.0), others),
             n_scored=min(int(scored(cell).notna().sum()) for cell in (self.plain, *(usable or parts))),
             halved=float(np.isfinite(at[1:]).mean()),
             reason=cost,
@@ -287,14 +289,16 @@ class _Work:
         usable = values.notna().mean() >= SCORED_SHARE and float(cell["coherence"].astype(float).mean()) >= self.floor
         return self.asked.mean(cell, values if usable else values * np.nan)
 
-    def _estimate(self, draws: st.FloatArray, answers: pd.DataFrame | None = None) -> st.Estimate:
+    def _estimate(
+        self, draws: st.FloatArray, bounds: tuple[float, float], answers: pd.DataFrame | None = None
+    ) -> st.Estimate:
         """Draws, of which the first is the sample itself, to an estimate over the few trait questions.
 
         A cost hangs on them too, as it is a cost at a strength that they settle.
         """
         questions = int((self.asked.sums(self.plain, scored(self.plain))[1] > 0).sum())
         n = questions if answers is None else answers["question_id"].nunique()
-        return st.of_draws(float(draws[0]), draws[1:], n=n, n_clusters=min(questions, n))
+        return st.of_draws(float(draws[0]), draws[1:], n=n, n_clusters=min(questions, n), bounds=bounds)
 
     def _unhalved(self, doses: Sequence[float], scores: Sequence[st.FloatArray], at: st.FloatArray) -> str:
         """Why the strength that halves the score is not known; "" if it is."""

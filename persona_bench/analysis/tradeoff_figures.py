@@ -88,7 +88,8 @@ def _figure(cells: pd.DataFrame, trait: str, colour: str, caption: Caption) -> F
     ends = cells[["accuracy_low", "accuracy_high"]].astype(float).to_numpy()
     axes.set_xlim(max(0.0, min(float(np.nanmin(ends)), MMLU_CHANCE) - 0.02), min(1.0, float(np.nanmax(ends)) + 0.02))
     axes.set_ylim(-3, min(103.0, float(cells["trait_score_high"].astype(float).max()) + 8))
-    axes.set_xlabel(f"MMLU accuracy ({cells['scoring'].iloc[0]} scoring)")
+    blind = ", at chance without steering" if (unsteered["accuracy_low"].astype(float) <= MMLU_CHANCE).any() else ""
+    axes.set_xlabel(f"MMLU accuracy ({cells['scoring'].iloc[0]} scoring{blind})")
     axes.set_ylabel("trait score (0-100)")
     axes.set_title(f"What suppression costs: {flat_text(trait)} (report half)")
     put_legend(figure, axes)
