@@ -23,6 +23,7 @@ from persona_bench import pipeline
 from persona_bench.analysis import finetuning as ft
 from persona_bench.analysis import verdicts
 from persona_bench.analysis.figures import Caption, draw_all
+from persona_bench.analysis.finetuning_figures import finetuning_figures
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.samples import check_log, collect, read_logs
@@ -163,7 +164,11 @@ def test_tables_and_figures_go_through_files(measured: Samples, tmp_path: Path) 
     for name, columns in ft.FINETUNING_TABLES.items():
         assert list(again[name].columns)[: len(columns)] == list(columns) and len(again[name]) == len(tables[name])
     drawn = {path.stem for path in draw_all(again, tmp_path / "f", Caption("tiny", "quick", "mock", "2026"))}
-    assert {"vaccine_sycophancy", "training"} <= drawn
+    assert {"vaccine_sycophancy", "training_sycophancy"} <= drawn
+    figures = dict(finetuning_figures(again, Caption("tiny", "quick", "mock", "2026")))
+    # Every arm beside plain training on the same version, not on another.
+    labels = figures["vaccine_sycophancy"].axes[0].get_legend_handles_labels()[1]
+    assert sorted(labels) == ["inference", "plain", "random"]
 
 
 def test_page_names_every_parameter_and_counts_the_samples() -> None:
