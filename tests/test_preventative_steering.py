@@ -34,6 +34,7 @@ from persona_bench.definitions.presets import FINETUNING, load_finetuning_preset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
+from persona_bench.inspect_ext.trained import set_up
 from persona_bench.models import loading
 from persona_bench.models.loading import load
 from persona_bench.vectors.extraction import Rollout
@@ -346,6 +347,28 @@ def test_tables_hold_the_planted_numbers() -> None:
     r = tables["shift_correlation"].set_index(["direction", "trait"])
     assert r.loc[("evil", "evil")]["r"] > 0.9 > abs(r.loc[("evil", "evil")]["r_random"])
     assert set(r["scope"]) == {"own", "cross"} and (r["n"] == 16).all()
+
+
+def test_a_trait_without_a_vector_is_asked_about_all_the_same(tmp_path: Path) -> None:
+    tiny_vector(trait="sycophancy").save(tmp_path / "s.safetensors")
+    bench = set_up(SMALL, "quick", "evil,sycophancy", f"none,{tmp_path / 's.safetensors'}", "", "", "")
+    assert bench.traits == ("evil", "sycophancy") and list(bench.files) == ["sycophancy"]
+    assert bench.layers == {"evil": 0, "sycophancy": 2}
+    watched = bench.extra(Trial("", "", BASE), watched=True)["output_projections"]
+    assert [item["label"] for item in watched] == ["sycophancy", "random:0 sycophancy"]
+    samples = world()
+    alone = replace(samples, shifts=samples.shifts[~samples.shifts["direction"].str.contains("evil")])
+    tables = build_tables(alone, resamples=50)
+    rows = tables["finetuning"][tables["finetuning"]["trait"] == "evil"]
+    assert rows["trait_score"].notna().all() and rows["shift"].isna().all()
+    assert set(tables["shift_correlation"]["direction"]) == {"sycophancy"}
+    for wrong in ("none", "none,none,none"):
+        with pytest.raises(RunError) as error:
+            set_up(SMALL, "quick", "evil,sycophancy", wrong, "", "", "")
+        one_line(error, "2 traits")
+    with pytest.raises(RunError) as error:
+        set_up(SMALL, "quick", "evil,sycophancy", "none,none", "1,two", "", "")
+    one_line(error, "1,two", "whole number")
 
 
 # In a run
