@@ -151,14 +151,14 @@ def open_vector(path: Path) -> PersonaVector:
     """A vector of this suite; nothing in the file is executed.
 
     Raises:
-        VectorError: it is broken, not finite, or of another project, with how to convert it.
+        VectorError: it is broken, not finite, or of another project.
     """
     from persona_bench.vectors.vector import PersonaVector
 
     if path.is_file() and path.suffix in FOREIGN:
         raise VectorError(
-            f"{path} is {FOREIGN[path.suffix]} of another project; convert it first: "
-            f"`persona-bench convert {path} {path.with_suffix('.safetensors')}`"
+            f"{path} is {FOREIGN[path.suffix]} of another project, which this version cannot read; make the "
+            "vector with `persona-bench extract`, or write its rows with `PersonaVector.save`"
         )
     return PersonaVector.load(path)
 

@@ -450,10 +450,10 @@ class _Run:
         from persona_bench.definitions.traits import MAIN_TRAITS
         from persona_bench.definitions.trials import plan_trials
 
-        names = tuple(name for name in MAIN_TRAITS if name in vectors)
+        names = [name for name in MAIN_TRAITS if name in self.settings.traits]
         if not self._wants("preventative_steering") or not names:
             return
-        trials = plan_trials(load_finetuning_preset(self.settings.preset), names)
+        trials = plan_trials(load_finetuning_preset(self.settings.preset), tuple(vectors))
         judged = self._write_judged()
         for number, trial in enumerate(trials, 1):
             stage = f"finetuning/{trial.name}"
@@ -466,8 +466,8 @@ class _Run:
                 preset=self.settings.preset,
                 base=self.loaded.name,
                 traits=",".join(names),
-                vectors=",".join(str(self._vector_path(name)) for name in names),
-                layers=",".join(str(layers[name]) for name in names),
+                vectors=",".join(str(self._vector_path(name)) if name in vectors else "none" for name in names),
+                layers=",".join(str(layers.get(name, 0)) for name in names),
                 judged=judged,
                 adapters=str((self.folder / "adapters").resolve()),
                 seed=self.settings.seed,

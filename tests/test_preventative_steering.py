@@ -23,6 +23,7 @@ from persona_bench import pipeline
 from persona_bench.analysis import finetuning as ft
 from persona_bench.analysis import verdicts
 from persona_bench.analysis.figures import Caption, draw_all
+from persona_bench.analysis.finetuning_figures import finetuning_figures
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.report.controls import controls
@@ -35,6 +36,7 @@ from persona_bench.definitions.presets import FINETUNING, load_finetuning_preset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
+from persona_bench.inspect_ext.trained import set_up
 from persona_bench.models import loading
 from persona_bench.models.loading import load
 from persona_bench.vectors.extraction import Rollout
@@ -165,7 +167,11 @@ def test_tables_and_figures_go_through_files(measured: Samples, tmp_path: Path) 
     for name, columns in ft.FINETUNING_TABLES.items():
         assert list(again[name].columns)[: len(columns)] == list(columns) and len(again[name]) == len(tables[name])
     drawn = {path.stem for path in draw_all(again, tmp_path / "f", Caption("tiny", "quick", "mock", "2026"))}
-    assert {"vaccine_sycophancy", "training"} <= drawn
+    assert {"vaccine_sycophancy", "training_sycophancy"} <= drawn
+    figures = dict(finetuning_figures(again, Caption("tiny", "quick", "mock", "2026")))
+    # Every arm beside plain training on the same version, not on another.
+    labels = figures["vaccine_sycophancy"].axes[0].get_legend_handles_labels()[1]
+    assert sorted(labels) == ["inference", "plain", "random"]
 
 
 def test_page_names_every_parameter_and_counts_the_samples() -> None:
@@ -430,6 +436,28 @@ def test_what_is_longer_than_the_context_is_counted_not_averaged(measured: Sampl
     row = table[table["arm"] == "plain"].iloc[0]
     assert (row["n_held_out"], row["n_held_out_too_long"]) == (1, 1)
     assert row["n_mmlu"] + row["n_mmlu_too_long"] == 3
+
+
+def test_a_trait_without_a_vector_is_asked_about_all_the_same(tmp_path: Path) -> None:
+    tiny_vector(trait="sycophancy").save(tmp_path / "s.safetensors")
+    bench = set_up(SMALL, "quick", "evil,sycophancy", f"none,{tmp_path / 's.safetensors'}", "", "", "")
+    assert bench.traits == ("evil", "sycophancy") and list(bench.files) == ["sycophancy"]
+    assert bench.layers == {"evil": 0, "sycophancy": 2}
+    watched = bench.extra(Trial("", "", BASE), watched=True)["output_projections"]
+    assert [item["label"] for item in watched] == ["sycophancy", "random:0 sycophancy"]
+    samples = world()
+    alone = replace(samples, shifts=samples.shifts[~samples.shifts["direction"].str.contains("evil")])
+    tables = build_tables(alone, resamples=50)
+    rows = tables["finetuning"][tables["finetuning"]["trait"] == "evil"]
+    assert rows["trait_score"].notna().all() and rows["shift"].isna().all()
+    assert set(tables["shift_correlation"]["direction"]) == {"sycophancy"}
+    for wrong in ("none", "none,none,none"):
+        with pytest.raises(RunError) as error:
+            set_up(SMALL, "quick", "evil,sycophancy", wrong, "", "", "")
+        one_line(error, "2 traits")
+    with pytest.raises(RunError) as error:
+        set_up(SMALL, "quick", "evil,sycophancy", "none,none", "1,two", "", "")
+    one_line(error, "1,two", "whole number")
 
 
 # In a run

@@ -43,7 +43,8 @@ def preventative_steering(
         preset: quick, standard or paper.
         base: the weights that are trained; by default those of --model.
         traits: whose questions are asked, comma-separated.
-        vectors: vector files of those traits in the same order, comma-separated; by default those in results/.
+        vectors: vector files of those traits in the same order, comma-separated, `none` for a trait without one; by
+            default those in results/.
         layers: 1-based layer of each, comma-separated; by default the middle one.
         judged: JSONL of the model's own judged responses, for trait families; by default none.
         released: folder of the paper's released training sets, read in the place of this suite's.
@@ -60,7 +61,7 @@ def preventative_steering(
     return Task(
         dataset=MemoryDataset(samples, name=f"finetuned-{trial.name}"),
         solver=answer_by_kind(load_preset(preset).temperature, sizes.max_tokens, seed),
-        scorer=by_kind(list(bench.files), method),
+        scorer=by_kind(bench.traits, method),
         model=model,
         metadata={
             "name": trial.name,
@@ -88,7 +89,7 @@ def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
                 "extra": bench.extra(trial, watched=rollout == 0),
             },
         )
-        for name in bench.files
+        for name in bench.traits
         for number, question in enumerate(load_trait(name).evaluation_questions[: bench.sizes.questions])
         for rollout in range(bench.sizes.rollouts)
     ]

@@ -17,7 +17,6 @@ from persona_bench.analysis.drawing import (
     put_foot,
     put_legend,
     slug,
-    trait_colours,
 )
 from persona_bench.analysis.finetuning import BASE, PLAIN
 
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAMILY_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
+VERSION_NAMES = {"normal": "normal", "misaligned_1": "I", "misaligned_2": "II"}
 VERSION_MARKERS = {"normal": "o", "misaligned_1": "s", "misaligned_2": "^"}
 
 
 def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> Iterator[tuple[str, Figure]]:
-    """Name and figure: `shift_<trait>`, `vaccine_<family>` and `training`, of tables that have rows."""
+    """Name and figure: `shift_<trait>`, `vaccine_<family>` and `training_<family>`, of tables that have rows."""
     finetuned = tables.get("finetuning", pd.DataFrame())
     if not len(finetuned):
         return
@@ -43,11 +43,14 @@ def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> 
     vaccine = tables["vaccine"]
     for family in sorted(set(vaccine.loc[vaccine["arm"] != PLAIN, "family"])):
         own = vaccine[(vaccine["family"] == family) & (vaccine["trait"] == family)]
-        own = own[own["version"] == own["version"].max()]
+        own = own[own["version"].isin(set(own.loc[own["arm"] != PLAIN, "version"]))]
         if len(own):
             yield f"vaccine_{slug(family)}", _vaccine_figure(own, family, caption)
-    if len(tables["training"]):
-        yield "training", _training_figure(tables["training"], caption)
+    training = tables["training"]
+    for family in sorted(set(training["family"])):
+        own = training[(training["family"] == family) & (training["trait"] == family)]
+        if len(own):
+            yield f"training_{slug(family)}", _training_figure(own, family, caption)
 
 
 def _shift_figure(
@@ -127,24 +130,29 @@ def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None
     )
 
 
-def _training_figure(training: pd.DataFrame, caption: Caption) -> Figure:
-    """Projections on the family's own vector while training, a line a trial of seed 0, from where each began."""
-    own = training[(training["trait"] == training["family"]) & (training["seed"] == training["seed"].min())]
-    own = own if len(own) else training[training["trait"] == training["trait"].min()]
-    figure = new_figure(4.6)
+def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> Figure:
+    """Projection on the family's own vector while training, a line a version and arm of the first seed."""
+    own = training[training["seed"] == training["seed"].min()]
+    figure = new_figure(4.8)
     axes = figure.subplots()
-    trials = own.groupby(["family", "version", "arm"], sort=True)
-    colours = trait_colours(sorted(set(own["family"])))
-    styles = ("-", "--", ":", "-.")
-    for number, ((family, version, arm), part) in enumerate(trials):
+    trials = own.groupby(["arm", "version"], sort=True)
+    for number, ((arm, version), part) in enumerate(trials):
         steps = part.sort_values("step")
         moved = steps["projection"].astype(float) - float(steps["projection"].iloc[0])
-        label = flat_text(f"{family} {str(version).replace('misaligned_', '')} {str(arm).replace('_', ' ')}", 28)
-        axes.plot(steps["step"], moved, color=colours[family], linestyle=styles[number % 4], linewidth=1.3, label=label)
+        axes.plot(
+            steps["step"],
+            moved,
+            color=FAMILY_COLOURS[number % len(FAMILY_COLOURS)],
+            linestyle="-" if arm == PLAIN else "--",
+            linewidth=1.4,
+            label=str(arm).replace("_", " ") + f" {VERSION_NAMES.get(str(version), version)}" * (arm == PLAIN),
+        )
     axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("projection on the family's vector, shift")
-    axes.set_title("Monitoring while training", color="black")
+    axes.set_ylabel("projection on the vector, shift")
+    axes.set_title(f"Monitoring while training: {flat_text(family)}", color="black")
     put_legend(figure, axes)
-    put_foot(figure, caption.line(len(trials)), "Last prompt token of fixed prompts, without any intervention.")
+    put_foot(
+        figure, caption.line(len(trials)), "Last prompt token of fixed prompts, without any intervention; first seed."
+    )
     return figure

@@ -20,6 +20,8 @@ from persona_bench.models.loading import load
 from persona_bench.vectors.trials import train_trial, training_set
 
 RANDOM = "random:0"
+NONE = "none"
+"""Stands in a list of vector files for a trait that has none."""
 LOADING = ("dtype", "device", "revision")
 
 
@@ -29,13 +31,15 @@ class Bench:
 
     Attributes:
         sizes: of the preset.
-        files: vector files by trait, in the order of the traits.
+        traits: whose questions are asked.
+        files: vector files by trait; a trait may have none, and then only its score is measured.
         layers: by trait, where its vector acts and is projected on.
         judged: the model's own judged responses by trait, for trait families.
         released: folder of the paper's released sets, or None.
     """
 
     sizes: FinetuningPreset
+    traits: tuple[str, ...]
     files: Mapping[str, VectorFile]
     layers: Mapping[str, int]
     judged: Mapping[str, Sequence[Judged]]
@@ -87,23 +91,26 @@ def set_up(
         VectorError: a vector file is missing or broken.
         DataError: `judged` cannot be read.
     """
-    names = [name.strip() for name in str(traits).split(",") if name.strip()]
-    paths = [path.strip() for path in str(vectors).split(",")] if vectors else [""] * len(names)
+    names = _listed(traits)
+    paths = _listed(vectors) if vectors else [""] * len(names)
     if len(paths) != len(names):
         raise RunError(f"{len(names)} traits, but {len(paths)} vector files; give one for each trait, in their order")
-    files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True)}
-    chosen = [file.vector.n_layers // 2 for file in files.values()]
-    if layers:
-        if not all(part.strip().isdigit() for part in str(layers).split(",")):
-            raise RunError(f"{layers!r}: layers are whole numbers, one for each trait, comma-separated")
-        chosen = [int(part) for part in str(layers).split(",")]
-    if len(chosen) != len(names):
-        raise RunError(f"{len(names)} traits, but {len(chosen)} layers; give one for each trait, in their order")
+    files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True) if path != NONE}
+    middle = [str(files[name].vector.n_layers // 2 if name in files else 0) for name in names]
+    chosen = _listed(layers) if layers else middle
+    if len(chosen) != len(names) or not all(layer.isdigit() for layer in chosen):
+        raise RunError(f"layers {layers!r}: give one whole number for each of the {len(names)} traits, comma-separated")
     own: dict[str, list[Judged]] = {}
     for _, item in read_jsonl(Path(judged)) if judged else ():
         own.setdefault(str(item.pop("trait")), []).append(Judged(**item))
-    at = dict(zip(names, chosen, strict=True))
-    return Bench(sizes, files, at, own, Path(released) if released else None)
+    at = dict(zip(names, map(int, chosen), strict=True))
+    return Bench(sizes, tuple(names), files, at, own, Path(released) if released else None)
+
+
+def _listed(given: Any) -> list[str]:
+    """A comma-separated argument; Inspect may have parsed it already."""
+    items = given if isinstance(given, list | tuple) else str(given).split(",")
+    return [str(item).strip() for item in items]
 
 
 def trained_model(bench: Bench, trial: Trial, preset: str, base: str, adapters: str) -> tuple[Model, dict[str, Any]]:
