@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -530,3 +531,15 @@ def test_help_says_what_and_shows_defaults(path: tuple[str, ...], command: click
 
 def test_version() -> None:
     assert "0." in invoke("--version").stdout
+
+
+def test_every_command_that_a_message_or_page_names_is_there() -> None:
+    root = Path(__file__).parents[1]
+    files_read = [*root.glob("persona_bench/**/*.py"), *root.glob("evals/**/*.*"), root / "README.md"]
+    named = {
+        name
+        for path in files_read
+        if path.suffix in (".py", ".md")
+        for name in re.findall(r"`persona-bench ([a-z]+)", path.read_text(encoding="utf-8"))
+    }
+    assert {"run", "extract", "scan"} <= named <= set(main.commands)
