@@ -40,12 +40,7 @@ def check_model(vector: PersonaVector, loaded: LoadedModel) -> None:
     Raises:
         VectorError: its shape is another, or its provenance names other weights.
     """
-    width = vector.directions["persona"].shape[1]
-    if (vector.n_layers, width) != (loaded.n_layers, loaded.d_model):
-        raise VectorError(
-            f"this vector has {vector.n_layers} layers of width {width}, the model has {loaded.n_layers} of "
-            f"{loaded.d_model}; was it made for another model?"
-        )
+    vector.check_shape(loaded.n_layers, loaded.d_model)
     made_for = str(vector.provenance.get("weights_hash", loaded.weights_hash))
     if made_for != loaded.weights_hash:
         raise VectorError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persona_bench.errors import DataError, VectorError
+from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl
 from persona_bench.models.engine import Engine, Reading, Row
 from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
@@ -87,11 +87,7 @@ def project_file(
         DataError: the input is broken, the output cannot be written, or the transcript to trace is not there or does
             not fit the model's context.
     """
-    if (vector.n_layers, vector.directions["persona"].shape[1]) != (engine.hooks.n_layers, engine.hooks.d_model):
-        raise VectorError(
-            f"this vector has {vector.n_layers} layers of width {vector.directions['persona'].shape[1]}, the model has "
-            f"{engine.hooks.n_layers} of {engine.hooks.d_model}; was it made for another model?"
-        )
+    vector.check_shape(engine.hooks.n_layers, engine.hooks.d_model)
     if by not in BY:
         raise DataError(f"cannot project by {by!r}; choose one of {', '.join(BY)}")
     check_table_path(target)

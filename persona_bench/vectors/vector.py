@@ -98,6 +98,19 @@ class PersonaVector:
         scaled: Tensor = noise / noise.norm(dim=1, keepdim=True) * persona.norm(dim=1, keepdim=True)
         return scaled
 
+    def check_shape(self, n_layers: int, d_model: int) -> None:
+        """Refuse a model of another shape than the one this was made for.
+
+        Raises:
+            VectorError: naming both shapes.
+        """
+        width = self.directions["persona"].shape[1]
+        if (self.n_layers, width) != (n_layers, d_model):
+            raise VectorError(
+                f"the {self.trait} vector has {self.n_layers} layers of width {width}, the model has {n_layers} of "
+                f"{d_model}; was it made for another model?"
+            )
+
     def check_layer(self, layer: int) -> None:
         """Refuse a layer outside 1..n_layers.
 

@@ -163,14 +163,8 @@ class Scanner:
     def __init__(self, engine: Engine, vectors: Sequence[PersonaVector], settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.traits = labels(vectors)
-        shape = (engine.hooks.n_layers + 1, engine.hooks.d_model)
         for vector in vectors:
-            if tuple(vector.directions["persona"].shape) != shape:
-                raise VectorError(
-                    f"the {vector.trait} vector has {vector.n_layers} layers of width "
-                    f"{vector.directions['persona'].shape[1]}, the model {shape[0] - 1} of {shape[1]}; "
-                    "was it made for another model?"
-                )
+            vector.check_shape(engine.hooks.n_layers, engine.hooks.d_model)
             for layer in settings.layers:
                 vector.check_layer(layer)
         self._unit: Tensor = torch.nn.functional.normalize(

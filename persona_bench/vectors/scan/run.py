@@ -18,7 +18,7 @@ from persona_bench.vectors.scan.local import Job, local_parts
 from persona_bench.vectors.scan.measures import Settings, columns, labels, value_columns
 from persona_bench.vectors.scan.parts import Parts
 from persona_bench.vectors.scan.summary import against_reference, summarise
-from persona_bench.vectors.table_file import check_table_path
+from persona_bench.vectors.table_file import check_table_path, table_rows
 from persona_bench.vectors.vector import PersonaVector
 
 SAY_SECONDS = 5.0
@@ -110,6 +110,8 @@ def run_scan(
     """
     names = columns(scan.traits, scan.job.settings)
     values = value_columns(scan.traits, scan.job.settings)
+    if reference is not None:
+        next(table_rows(reference, values), None)  # one that cannot be read is said before a long scan, not after it
     with file_lock(
         scan.target.with_name(f".{scan.target.name}.lock"), lambda: say("another scan writes this; waiting")
     ):
