@@ -24,11 +24,9 @@ NEAR = {"rtol": 1e-3, "atol": 1e-3}  # float32 products in other orders
 
 
 @pytest.fixture(autouse=True)
-def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TF32, and a GPU at hand."""
+def _a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.fail("--rungpu was given, and torch sees no CUDA device")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def on_gpu(loaded: LoadedModel) -> LoadedModel:
