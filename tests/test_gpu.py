@@ -88,13 +88,13 @@ def test_an_added_vector_is_exact() -> None:
 
 
 def test_training_is_that_of_the_cpu_and_coefficient_0_is_plain(tmp_path: Path) -> None:
-    steered = [Intervention(2, vector(), 1.0, "add", "all")]
+    steered = [Intervention(2, vector(0), 1.0, "add", "all")]
     trained = {}
     for name, make, items in (
         ("cpu", talking, steered),
         ("gpu", lambda: on_gpu(talking()), steered),
         ("plain", lambda: on_gpu(talking()), []),
-        ("zero", lambda: on_gpu(talking()), [Intervention(2, vector(), 0.0, "add", "all")]),
+        ("zero", lambda: on_gpu(talking()), [Intervention(2, vector(0), 0.0, "add", "all")]),
     ):
         loaded = make()
         trained[name] = finetune(loaded, laid_out(loaded), tmp_path / name, FEW, interventions=items)
