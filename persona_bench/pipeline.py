@@ -35,6 +35,8 @@ ALL_EVALS = (*CORE_EVALS, "preventative_steering")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-1.5b"
 NEED_VECTORS = frozenset(ALL_EVALS[2:])
+JUDGED = NEED_VECTORS - {"mmlu_preservation"}
+"""Evals whose verdicts need a judge that was checked, so that asking for one of them checks it."""
 VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
 
 Say = Callable[[str], None]
@@ -279,7 +281,8 @@ class _Run:
     # -- evals ---------------------------------------------------------------------------------------------------
 
     def _wants(self, name: str) -> bool:
-        return name in self.settings.evals
+        asked = self.settings.evals
+        return name in asked or (name == "judge_validity" and not JUDGED.isdisjoint(asked))
 
     def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
         from inspect_ai import eval_set
@@ -382,7 +385,11 @@ class _Run:
             how = preset_plan(sizes, trait, self.loaded.n_layers, layers)
             n += questions * (1 + len(plan(layers, sizes.doses, sizes.random_vectors, **how))) * sizes.steering_rollouts
         if self._wants("trait_monitoring"):
-            said = [item for name in self._conditions(trait) for item in conversations(name, trait, questions)]
+            said = [
+                item
+                for name in self._conditions(trait)
+                for item in conversations(name, trait, sizes.monitoring_questions)
+            ]
             n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts
         return n
 

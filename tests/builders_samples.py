@@ -34,6 +34,7 @@ class World:
     refusal_cosine: float = 0.1
     cosine: float = 0.4  # of every two traits' vectors
     questions: int = 10  # a half
+    monitored: int = 0  # the same for monitoring; 0: as many
     epochs: int = 2
     layers: tuple[int, ...] = (8, 12)
     doses: tuple[float, ...] = (-0.4, -0.2, 0.2, 0.4)
@@ -138,7 +139,7 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows, projections = [], []
     for trait in w.traits:
         for rung in range(8):
-            for q in range(2 * w.questions):
+            for q in range(2 * (w.monitored or w.questions)):
                 inner = rng.normal()
                 for epoch in range(1, w.epochs + 1):
                     sample = f"{trait}-{rung}-{q}-{epoch}"
@@ -150,7 +151,7 @@ def _monitoring(w: World, rng) -> tuple[pd.DataFrame, pd.DataFrame]:
                             "side": "",
                             "rung": rung,
                             "question_id": q,
-                            "half": "select" if q < w.questions else "report",
+                            "half": "select" if q < (w.monitored or w.questions) else "report",
                             "epoch": epoch,
                             "status": "scored",
                             "trait_score": float(_clip(score)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,8 @@ import yaml
 
 from persona_bench.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+HERE = Path(__file__).parents[1]
+README = (HERE / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -39,6 +41,20 @@ def test_commands_and_options_exist(words: list[str]) -> None:
         found, rest = found.commands[rest[0]], rest[1:]
     known = {name for parameter in found.params for name in parameter.opts}
     assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+def test_the_arithmetic_of_a_million_conversations_follows_from_the_run() -> None:
+    found = json.loads((HERE / "results/bench/h100-qwen2.5-7b-shape.json").read_text())
+    rate, layer = found["scan"]["tokens_per_second"], found["scan"]["layer"]
+    hours = 1e6 * 2.0 * (69.5 + 214.5) / rate / 3600
+    for said in (
+        f"read {rate:,.0f} tokens a second at layer {layer} of 28",
+        f"{found['ratios']['one by one / scan']:.1f} times one pass after another",
+        f"`bench --samples {found['scan']['samples']}`",
+        f"That is {hours:.1f} hours on one H100 and {60 * hours / 8:.0f} minutes on eight",
+        f"{20 / layer * hours:.1f} hours and {60 * 20 / layer * hours / 8:.0f} minutes",
+    ):
+        assert said in README
 
 
 def test_the_workflow_checks_caches_reports_and_sums_up() -> None:

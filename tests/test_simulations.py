@@ -2,9 +2,9 @@
 
 A claim is `supported` in a null run with probability at most 0.05 if the code keeps its promise. Of n runs the count is
 then binomial, so a rule fails the test only where the count is so high that a share of 0.05 would give it or more with
-probability under 0.001 for any one claim. Power is read the other way round: at least 90 % of the runs. What is planted
-is the size of evil's correlations; hallucination's within-prompt r (0.245) is too small for the 80 points that the
-report half has at preset paper, where it was supported in 9 of 40 runs.
+probability under 0.001 for any one claim. Power is read the other way round: at least 90 % of the runs. It is
+held with the correlations of each of the paper's three traits. Hallucination's within-prompt r (0.245) is why preset
+paper monitors on 70 questions: on the paper's own 20, halved, it was supported in 9 of 40 runs.
 """
 
 import dataclasses
@@ -41,10 +41,21 @@ PAPER = World(
     mmlu=0.6,
     mmlu_cost=0.1,  # 5 points at this dose
     mmlu_questions=PRESETS["paper"].mmlu_questions,
-    rung_effect=0.83,  # with the noise of ten rollouts that is r = 0.75 overall and 0.51 within (evil, system prompts)
-    within=1.13,
+    monitored=PRESETS["paper"].monitoring_questions // 2,
     scripts=2,
 )
+# Effect of a rung and of an SD within it that, with the noise of ten rollouts, give the paper's r overall and within.
+PLANTED = {
+    "evil": (0.83, 1.13, 0.747, 0.511),
+    "sycophancy": (0.95, 1.71, 0.798, 0.669),
+    "hallucination": (1.37, 0.48, 0.830, 0.245),
+}
+
+
+def planted(trait: str) -> World:
+    """A run at preset paper in which monitoring works as well as the paper reports for a trait."""
+    rung_effect, within, *_ = PLANTED[trait]
+    return dataclasses.replace(PAPER, rung_effect=rung_effect, within=within)
 
 
 def shuffled(samples: Samples, rng: np.random.Generator) -> Samples:
@@ -131,16 +142,18 @@ def test_nulls_are_rarely_supported() -> None:
     assert max(counts.values()) <= most(20), counts
 
 
-def test_the_planted_correlations_are_the_paper_s() -> None:
-    worlds = [make_samples(dataclasses.replace(PAPER, seed=seed)) for seed in range(8)]
+@pytest.mark.parametrize("trait", PLANTED)
+def test_the_planted_correlations_are_the_paper_s(trait: str) -> None:
+    worlds = [make_samples(dataclasses.replace(planted(trait), seed=seed)) for seed in range(4)]
     points = [monitoring_points(samples, "evil", "persona", 8.0) for samples in worlds]
     overall = np.mean([part["value"].corr(part["trait_score"]) for part in points])
     within = np.mean([rung["value"].corr(rung["trait_score"]) for part in points for _, rung in part.groupby("rung")])
-    assert overall == pytest.approx(0.747, abs=0.03) and within == pytest.approx(0.511, abs=0.05)
+    assert overall == pytest.approx(PLANTED[trait][2], abs=0.03)
+    assert within == pytest.approx(PLANTED[trait][3], abs=0.05)
 
 
 def test_effects_of_the_paper_s_size_are_seen_at_its_sizes() -> None:
-    found = powers(4, PAPER)
+    found = powers(4, planted("sycophancy"))
     assert min(found.values()) == 1.0, found
 
 
@@ -151,6 +164,7 @@ def test_200_nulls_are_rarely_supported() -> None:
 
 
 @pytest.mark.long
-def test_effects_of_the_paper_s_size_are_seen_in_nine_of_ten_runs() -> None:
-    found = powers(100, PAPER)
+@pytest.mark.parametrize("trait", PLANTED)
+def test_effects_of_the_paper_s_size_are_seen_in_nine_of_ten_runs(trait: str) -> None:
+    found = powers(100, planted(trait))
     assert min(found.values()) >= 0.9, found

@@ -42,7 +42,7 @@ def trait_monitoring(
     file = find_vector(vector, loaded.name, preset, vector_sha256)
     at = tuple(int(layer) for layer in numbers(layers, range(1, file.vector.n_layers + 1)))
     samples = []
-    for item in conversations(condition, loaded, sizes.evaluation_questions):
+    for item in conversations(condition, loaded, sizes.monitoring_questions):
         extra = watch(file, others, at, sizes.random_vectors, per_token=item.question_id == 0)
         samples.append(
             Sample(

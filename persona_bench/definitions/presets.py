@@ -29,6 +29,7 @@ class Preset:
         settings: how the model is steered, and what else suppresses the trait.
         controlled_settings: which of those have random vectors as controls.
         monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
+        monitoring_questions: how many of a trait's monitored questions; even ones choose, odd ones report.
         monitoring_rollouts: responses for each question and rung, or for each turn of a script.
         mmlu_questions: size of the seeded subset.
         mmlu_doses: relative doses of MMLU's cells.
@@ -52,6 +53,7 @@ class Preset:
     settings: tuple[str, ...]
     controlled_settings: tuple[str, ...]
     monitoring_conditions: tuple[str, ...]
+    monitoring_questions: int
     monitoring_rollouts: int
     mmlu_questions: int
     mmlu_doses: tuple[float, ...]
@@ -81,6 +83,7 @@ PRESETS = {
         settings=("single", "ablate", "system_prompt"),  # what else suppresses a trait, at the price of two cells
         controlled_settings=("single",),
         monitoring_conditions=("ladder",),
+        monitoring_questions=8,
         monitoring_rollouts=2,  # half of what a 135M model writes is incoherent; a point needs one scored response
         mmlu_questions=60,
         mmlu_doses=(-0.4,),  # the verdict rests on the strongest negative one
@@ -104,6 +107,7 @@ PRESETS = {
         settings=SETTINGS,
         controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
+        monitoring_questions=20,
         monitoring_rollouts=3,
         mmlu_questions=500,
         mmlu_doses=(-0.6, -0.4, -0.2, 0.2, 0.4, 0.6),
@@ -127,6 +131,7 @@ PRESETS = {
         settings=SETTINGS,
         controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
+        monitoring_questions=70,  # with the paper's 20 its own smallest correlation is seen in a quarter of runs
         monitoring_rollouts=10,
         mmlu_questions=2850,
         mmlu_doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
@@ -151,6 +156,7 @@ CHECKED = {
         settings=("single",),
         controlled_settings=("single",),
         monitoring_conditions=("ladder",),
+        monitoring_questions=20,
         monitoring_rollouts=rollouts,
         steering_rollouts=2 * rollouts,
         mmlu_questions=questions,

@@ -80,6 +80,8 @@ class Trait(_Part):
         judge_instructions: further pairs used only by the likelihood-contrast judge, never for extraction.
         extraction_questions: questions whose answers make the vector.
         evaluation_questions: questions on which everything else is measured.
+        monitoring_questions: more of them, on which a model is only monitored: correlations within one system prompt
+            are small, and take many questions to see.
         rubric: what a judge looks for.
         ladder: system prompts from suppressing (first) to promoting (last), or None.
         shots: many-shot examples, or None.
@@ -97,6 +99,7 @@ class Trait(_Part):
     judge_instructions: tuple[InstructionPair, ...] = ()
     extraction_questions: tuple[str, ...] = Field(min_length=1)
     evaluation_questions: tuple[str, ...] = Field(min_length=1)
+    monitoring_questions: tuple[str, ...] = ()
     rubric: str = Field(min_length=1)
     ladder: tuple[str, ...] | None = Field(default=None, min_length=2)
     shots: Shots | None = None
@@ -116,13 +119,17 @@ class Trait(_Part):
 
     @model_validator(mode="after")
     def _questions_are_separate(self) -> Trait:
-        for part in (self.extraction_questions, self.evaluation_questions):
-            if any(not question for question in part):
-                raise ValueError("a question is empty")
-        shared = set(self.extraction_questions) & set(self.evaluation_questions)
+        if any(not question for question in (*self.extraction_questions, *self.monitored_questions)):
+            raise ValueError("a question is empty")
+        shared = set(self.extraction_questions) & set(self.monitored_questions)
         if shared:
             raise ValueError(f"{len(shared)} question(s) are both extraction and evaluation questions")
         return self
+
+    @property
+    def monitored_questions(self) -> tuple[str, ...]:
+        """Evaluation questions and, after them, those on which a model is only monitored."""
+        return (*self.evaluation_questions, *self.monitoring_questions)
 
     def system_prompt(self, side: str, pair: int) -> str:
         """The full system prompt of an instruction, "You are a(n) {name} assistant. {instruction}" (paper app. A)."""

@@ -59,7 +59,7 @@ def conversations(condition: str, trait: Trait, questions: int) -> list[Conversa
     Args:
         condition: one of `CONDITIONS`.
         trait: whose texts are used.
-        questions: how many of the evaluation questions; how many scripts of each side.
+        questions: how many of the monitored questions; how many scripts of each side.
 
     Raises:
         RunError: unknown condition.
@@ -80,14 +80,14 @@ def part_of(condition: str) -> str:
 
 
 def _ladder(trait: Trait, questions: int) -> Iterator[Conversation]:
-    for number, question in enumerate(trait.evaluation_questions[:questions]):
+    for number, question in enumerate(trait.monitored_questions[:questions]):
         for rung, prompt in enumerate(trait.ladder or ()):
             yield Conversation(f"q{number}-r{rung}", (("system", prompt), ("user", question)), number, rung)
 
 
 def _many_shot(trait: Trait, questions: int) -> Iterator[Conversation]:
     examples = trait.shots.positive if trait.shots else ()
-    for number, question in enumerate(trait.evaluation_questions[:questions]):
+    for number, question in enumerate(trait.monitored_questions[:questions]):
         for shots in (n for n in SHOTS if n <= len(examples)):
             before = tuple(
                 turn for shot in examples[:shots] for turn in (("user", shot.question), ("assistant", shot.answer))
@@ -96,7 +96,7 @@ def _many_shot(trait: Trait, questions: int) -> Iterator[Conversation]:
 
 
 def _user_pressure(trait: Trait, questions: int) -> Iterator[Conversation]:
-    for number, question in enumerate(trait.evaluation_questions[:questions]):
+    for number, question in enumerate(trait.monitored_questions[:questions]):
         for rung, template in enumerate(trait.user_pressure or ()):
             yield Conversation(f"q{number}-u{rung}", (("user", template.replace(QUESTION, question)),), number, rung)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,9 @@ def measure(
         "weights": loaded.weights_hash,
         "dtype": str(loaded.dtype),
         "device": str(loaded.device),
+        "device_name": torch.cuda.get_device_name(loaded.device)
+        if loaded.device.type == "cuda"
+        else platform.machine(),
         "threads": torch.get_num_threads(),
         "batch": batch,
         "new_tokens": tokens,

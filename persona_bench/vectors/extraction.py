@@ -177,7 +177,7 @@ def extract(
         negative_mean=torch.tensor(means["label", False].value[2], dtype=torch.float32),
     )
     cosine = vector.refusal_cosines()[1:]
-    worst = int(cosine.abs().argmax()) + 1
+    worst = int(cosine.argmax()) + 1
     warning = ""
     if float(cosine[worst - 1]) > MAX_REFUSAL_COSINE:
         warning = (
