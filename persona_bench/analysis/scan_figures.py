@@ -56,7 +56,7 @@ def _panel(axes: Axes, name: str, found: Mapping[str, Any], colour: str) -> None
             axes.axvline(value, color="black" if style == "-" else GREY, linestyle=style, linewidth=1.2)
     axes.set_title(f"{flat_text(trait)}, layer {layer}: {NAMES[measure]}", loc="left")
     axes.set_ylabel("samples")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def save_histograms(summary: Mapping[str, Any], path: Path) -> None:
