@@ -48,6 +48,8 @@ def histograms(summary: Mapping[str, Any]) -> Figure:
 
 
 def _panel(axes: Axes, name: str, found: Mapping[str, Any], colour: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     trait, measure, layer = name.rsplit(".", 2)
     edges, counts = np.array(found["histogram"]["edges"]), np.array(found["histogram"]["counts"])
     axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=colour, linewidth=0, alpha=0.75)
