@@ -227,7 +227,9 @@ def test_what_is_watched(tmp_path: Path) -> None:
 def test_every_condition_runs_alone(condition: str, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from persona_bench.definitions import presets
 
-    quick = dataclasses.replace(presets.PRESETS["quick"], evaluation_questions=2, monitoring_rollouts=1, max_tokens=4)
+    quick = dataclasses.replace(
+        presets.PRESETS["quick"], evaluation_questions=2, monitoring_questions=2, monitoring_rollouts=1, max_tokens=4
+    )
     monkeypatch.setitem(presets.PRESETS, "quick", quick)
     vector = tiny_vector()
     vector.save(tmp_path / "evil.safetensors")
