@@ -54,8 +54,9 @@ from persona_bench.models import embeddings
 from persona_bench.vectors import extraction
 extraction.MIN_KEPT = 1  # a random judge keeps few responses, and there must be a vector to steer with
 embeddings.embed = lambda texts: np.array([[len(text), text.count("e"), 1.0] for text in texts], np.float32)
-small = dataclasses.replace(presets.PRESETS["quick"], extraction_questions=4, evaluation_questions=6, monitoring_questions=6, mmlu_questions=8,
-                            max_tokens=6, doses=(-0.4, 0.4), steering_rollouts=1, monitoring_rollouts=1)
+small = dataclasses.replace(presets.PRESETS["quick"], extraction_questions=4, evaluation_questions=6,
+                            monitoring_questions=6, mmlu_questions=8, max_tokens=6, doses=(-0.4, 0.4),
+                            steering_rollouts=1, monitoring_rollouts=1)
 presets.PRESETS["quick"] = small
 model, out = sys.argv[1], Path(sys.argv[2])
 settings = pipeline.Settings(model=model, grader=model, traits=("evil",))
