@@ -281,16 +281,16 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
 @main.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--model", default="", help="The vector's model: gives its layers, and residual norms to an import.")
+@click.option("--model", help="The vector's model: gives its layers, and residual norms to an import.")
 @click.option("--layer", type=int, help="1-based: of a file with one direction, or the only one to write.")
-@click.option("--from", "source_format", default="", help="The format of IN.  [default: told from the file]")
-@click.option("--to", "target_format", default="", help="The format of OUT.  [default: by its suffix]")
+@click.option("--from", "source_format", help="The format of IN.  [default: told from the file]")
+@click.option("--to", "target_format", help="The format of OUT.  [default: by its suffix]")
 @click.option("--n-layers", type=int, help="The model's number of decoder blocks, where --model is not at hand.")
-@click.option("--sign", default="", help="keep, or flip: a positive coefficient then leads the other way.")
-@click.option("--trait", default="", help="The trait's name.  [default: the file's]")
+@click.option("--sign", help="keep, or flip: a positive coefficient then leads the other way.")
+@click.option("--trait", help="The trait's name.  [default: the file's]")
 @click.option("--direction", default="persona", help="Which direction of a vector of ours is written.", **SHOWN)
-@click.option("--norms/--no-norms", default=True, help="Measure an import's residual norms on --model.", **SHOWN)
-def convert(source: Path, target: Path, **asked: Any) -> None:
+@click.option("--no-norms", is_flag=True, help="Do not measure an import's residual norms on --model.")
+def convert(source: Path, target: Path, no_norms: bool, **asked: Any) -> None:
     """Import another project's vector file, or export a vector to one.
 
     Formats: persona-bench and saklas (.safetensors); official, hidden-directions, assistant-axis and darkfield (.pt);
@@ -299,7 +299,8 @@ def convert(source: Path, target: Path, **asked: Any) -> None:
     """
     from persona_bench.vectors.formats.convert import Request, convert
 
-    done = convert(Request(source, target, **asked), _say)
+    given = {name: value for name, value in asked.items() if value is not None}
+    done = convert(Request(source, target, norms=not no_norms, **given), _say)
     click.echo(done.outcome)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -185,6 +185,8 @@ def test_saklas(tmp_path: Path) -> None:
     made = imported(profile(tmp_path))
     assert torch.equal(made.directions["persona"][1:], LAYERS[1:])
     assert "share" in made.provenance["warning"]
+    said = convert(Request(tmp_path / "evil.safetensors", tmp_path / "out.safetensors")).warnings
+    assert any(f"taken to have {N} layers" in item for item in said)
     refused(profile(tmp_path, 5), "format_version 5", "--from saklas")
     assert imported(profile(tmp_path, 5), source_format="saklas").n_layers == N
     (tmp_path / "evil.json").unlink()

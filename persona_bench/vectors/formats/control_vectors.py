@@ -26,6 +26,7 @@ from persona_bench.vectors.formats.foreign import (
     plain_facts,
     refuse,
     settle_layers,
+    shown,
 )
 from persona_bench.vectors.formats.gguf_file import read_gguf, write_gguf
 
@@ -48,10 +49,10 @@ def read(path: Path, answers: Answers) -> Found:
     for name, values in held.tensors.items():
         number = re.fullmatch(r"direction\.(-?\d{1,4})", name)
         if number is None:
-            refuse(path, f"tensor {name[:50]!r} is no direction.N with N a block; is it a control vector?")
+            refuse(path, f"tensor {shown(name)!r} is no direction.N with N a block; is it a control vector?")
         block = int(number[1])
         if block < 0 or block >= MAX_LAYERS or block + 1 in rows:
-            refuse(path, f"tensor {name[:50]!r} belongs to no block of a model (0-based)")
+            refuse(path, f"tensor {shown(name)!r} belongs to no block of a model (0-based)")
         if block == 0 and source in _NO_FIRST:
             refuse(
                 path, f"holds direction.0, which {source} does not allow: if another tool wrote it, name it (--from)"
@@ -77,7 +78,7 @@ def _source(path: Path, fields: Mapping[str, Any], answers: Answers) -> str:
     }
     found = next((name for name, marked in marks.items() if marked), "")
     if not found and not answers.source:
-        architecture = str(fields.get("general.architecture", "nothing"))[:50]
+        architecture = shown(fields.get("general.architecture", "nothing"))
         refuse(
             path,
             f"a GGUF file of {architecture!r}, not of a control vector: which tool wrote it? "
@@ -89,12 +90,12 @@ def _source(path: Path, fields: Mapping[str, Any], answers: Answers) -> str:
         if mode != "add":
             refuse(
                 path,
-                f"glp.mode is {str(mode)[:50]!r}: a direction made for that is not one to add; only mode add is read",
+                f"glp.mode is {shown(mode)!r}: a direction made for that is not one to add; only mode add is read",
             )
         if hook != GLP_HOOK:
-            refuse(path, f"glp.hook_point is {str(hook)[:50]!r}, not the {RESIDUAL} ({GLP_HOOK})")
+            refuse(path, f"glp.hook_point is {shown(hook)!r}, not the {RESIDUAL} ({GLP_HOOK})")
     if found == "steerkit" and fields["hook_site"] != STEERKIT_HOOK:
-        refuse(path, f"hook_site is {str(fields['hook_site'])[:50]!r}, not the {RESIDUAL} ({STEERKIT_HOOK})")
+        refuse(path, f"hook_site is {shown(fields['hook_site'])!r}, not the {RESIDUAL} ({STEERKIT_HOOK})")
     if answers.source and answers.source != found and {found, answers.source} - {"", "repeng", "llama.cpp"}:
         refuse(path, f"marked as a {found or 'foreign'} file, not as one of {answers.source}; leave --from out")
     return answers.source or found
@@ -105,11 +106,11 @@ def _notes(source: str, fields: Mapping[str, Any]) -> list[str]:
     if source == "steerkit":
         notes.append(
             "steerkit files have no keys of a control vector: block N (0-based) is taken as layer N + 1; its "
-            f"directions have length one, times a scale of {fields.get('scale', 'unknown')}"
+            f"directions have length one, times a scale of {shown(fields.get('scale', 'unknown'))}"
         )
     if source == "glp":
         notes.append(
-            f"GLP multiplies by glp.alpha_default ({fields.get('glp.alpha_default', 'not given')}); not applied"
+            f"GLP multiplies by glp.alpha_default ({shown(fields.get('glp.alpha_default', 'not given'))}); not applied"
         )
         if "glp.mode" not in fields:
             notes.append("no glp.mode, which stands for add")

@@ -161,7 +161,14 @@ def _read(request: Request, shape: ModelShape | None, target: str) -> tuple[str,
     found = READERS[kind](path, answers)
     if target == OURS and request.layer is not None and set(found.rows) != {request.layer}:
         refuse(path, "says itself which layers it holds; leave --layer out")
-    return found.format, as_vector(path, found, answers, request.model), list(found.notes)
+    vector = as_vector(path, found, answers, request.model)
+    notes = list(found.notes)
+    if answers.n_layers is None and found.format in ("repeng", "llama.cpp", "glp", "saklas"):
+        notes.append(
+            f"its model is taken to have {found.n_layers} layers, the highest that the file holds; --model or --n-layers "
+            "settles it"
+        )
+    return found.format, vector, notes
 
 
 def as_vector(path: Path, found: Found, answers: Answers, model: str = "") -> PersonaVector:

@@ -100,8 +100,17 @@ class About:
 
 
 def refuse(path: Path, reason: str) -> NoReturn:
-    """Raise the one-line error about a file."""
+    """Raise the one-line error about a file.
+
+    Raises:
+        VectorError: always.
+    """
     raise VectorError(f"{path}: {reason}")
+
+
+def shown(value: object, limit: int = 50) -> str:
+    """A stranger's text as a message may hold it: one line of printable characters, cut short."""
+    return "".join(item if item.isprintable() else " " for item in str(value)[:limit])
 
 
 def check_file(path: Path) -> None:

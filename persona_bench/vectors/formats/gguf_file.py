@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from persona_bench.errors import VectorError
-from persona_bench.vectors.formats.foreign import read_bytes, refuse
+from persona_bench.vectors.formats.foreign import read_bytes, refuse, shown
 
 MAGIC = b"GGUF"
 MAX_ENTRIES = 4096
@@ -104,7 +104,7 @@ def _read(path: Path, cursor: _Cursor) -> GGUF:
     for _ in range(n_fields):
         name = cursor.text()
         if name in fields:
-            refuse(path, f"holds field {name[:50]!r} twice")
+            refuse(path, f"holds field {shown(name)!r} twice")
         fields[name] = cursor.value(cursor.number("I"))
     places = [_place(path, cursor) for _ in range(n_tensors)]
     align = fields.get("general.alignment", 32)
@@ -114,7 +114,7 @@ def _read(path: Path, cursor: _Cursor) -> GGUF:
     tensors: dict[str, np.ndarray] = {}
     for name, size, dtype, offset in places:
         if name in tensors:
-            refuse(path, f"holds tensor {name[:50]!r} twice")
+            refuse(path, f"holds tensor {shown(name)!r} twice")
         if start + offset + size * dtype.itemsize > len(cursor.data):
             raise _OutsideError
         tensors[name] = np.frombuffer(cursor.data, dtype, size, start + offset).astype(np.float32)
@@ -130,9 +130,9 @@ def _place(path: Path, cursor: _Cursor) -> tuple[str, int, np.dtype[Any], int]:
     shape = [cursor.number("Q") for _ in range(n_dims)]
     kind, offset = cursor.number("I"), cursor.number("Q")
     if len(shape) != 1 or not shape[0]:
-        refuse(path, f"tensor {name[:50]!r} has shape {shape}, one direction is (d_model,); is it a control vector?")
+        refuse(path, f"tensor {shown(name)!r} has shape {shape}, one direction is (d_model,); is it a control vector?")
     if kind not in _TYPES:
-        refuse(path, f"tensor {name[:50]!r} is quantised (type {kind}); only float32 and float16 are read")
+        refuse(path, f"tensor {shown(name)!r} is quantised (type {kind}); only float32 and float16 are read")
     return name, int(shape[0]), _TYPES[int(kind)], int(offset)
 
 

@@ -24,6 +24,7 @@ from persona_bench.vectors.formats.foreign import (
     read_json,
     refuse,
     settle_layers,
+    shown,
 )
 
 VERSION = 6
@@ -45,10 +46,10 @@ def read(path: Path, answers: Answers) -> Found:
             for name in names:
                 number = re.fullmatch(r"layer_(\d{1,4})", name)
                 if number is None:
-                    refuse(path, f"tensor {name[:50]!r} is no layer_I of a saklas profile, and no vector of ours")
+                    refuse(path, f"tensor {shown(name)!r} is no layer_I of a saklas profile, and no vector of ours")
                 rows[int(number[1]) + 1] = as_row(path, name, file.get_tensor(name))
     except (SafetensorError, OSError) as error:
-        raise VectorError(f"{path}: a broken safetensors file ({str(error).splitlines()[0][:200]})") from error
+        raise VectorError(f"{path}: a broken safetensors file ({shown(error, 200)})") from error
     if not rows:
         refuse(path, "holds no layer_I")
     if len({row.numel() for row in rows.values()}) > 1:
@@ -67,7 +68,7 @@ def _side_file(path: Path, answers: Answers) -> dict[str, object]:
         held = read_json(beside)
         if held.get("format_version") == VERSION or answers.source:
             return plain_facts(held)
-        said = f"{beside.name} says format_version {str(held.get('format_version'))[:20]}, {VERSION} is known"
+        said = f"{beside.name} says format_version {shown(held.get('format_version'), 20)}, {VERSION} is known"
     else:
         said = f"there is no {beside.name} beside it"
     if answers.source:

@@ -23,6 +23,7 @@ from persona_bench.vectors.formats.foreign import (
     read_json,
     refuse,
     settle_layers,
+    shown,
 )
 from persona_bench.vectors.formats.tensor_file import load_tensors
 
@@ -49,7 +50,7 @@ def read(path: Path, answers: Answers) -> Found:
     elif isinstance(held, dict) and isinstance(held.get("vector"), Tensor) and "layer" in held:
         made = _darkfield(path, held, answers)
     else:
-        keys = ", ".join(str(key)[:30] for key in list(held)[:5]) if isinstance(held, dict) else type(held).__name__
+        keys = ", ".join(shown(key, 30) for key in list(held)[:5]) if isinstance(held, dict) else type(held).__name__
         refuse(
             path,
             f"holds {keys or 'nothing'}; a vector is a tensor (layers, d_model), or a dict with `axis` "
@@ -116,7 +117,7 @@ def _listed(path: Path, n_rows: int, width: int) -> Mapping[str, Any]:
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and entry.get("name") == path.stem:
             if entry.get("shape", [n_rows, width]) != [n_rows, width]:
-                refuse(path, f"{beside} lists it with shape {str(entry['shape'])[:40]}, it has {[n_rows, width]}")
+                refuse(path, f"{beside} lists it with shape {shown(entry['shape'], 40)}, it has {[n_rows, width]}")
             return entry
     return {}
 
@@ -142,7 +143,7 @@ def _axis(path: Path, held: Mapping[Any, Any], answers: Answers) -> Found:
 def _darkfield(path: Path, held: Mapping[Any, Any], answers: Answers) -> Found:
     layer = held["layer"]
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
-        refuse(path, f"its layer is {str(layer)[:40]!r}; one that can be steered is a number from 1")
+        refuse(path, f"its layer is {shown(layer, 40)!r}; one that can be steered is a number from 1")
     rows = {layer: as_row(path, "vector", held["vector"])}
     n_layers = settle_layers(path, answers, list(rows))
     notes = ["the direction has length one, not that of a difference of means: coefficients mean another strength"]
