@@ -165,7 +165,7 @@ def _read(request: Request, shape: ModelShape | None, target: str) -> tuple[str,
     notes = list(found.notes)
     if answers.n_layers is None and found.format in ("repeng", "llama.cpp", "glp", "saklas"):
         notes.append(
-            f"its model is taken to have {found.n_layers} layers, the highest that the file holds; --model or --n-layers "
+            f"its model is taken to have {found.n_layers} layers, the highest in the file; --model or --n-layers "
             "settles it"
         )
     return found.format, vector, notes
