@@ -42,7 +42,8 @@ def reply(**changes: Any) -> dict[str, Any]:
             for side in sides
         ],
         "judge_instructions": [
-            {"positive": f"Be {word} and endless.", "negative": "Be brief."} for word in ("thorough", "wordy")
+            {"positive": f"Be {word} and endless.", "negative": f"Be brief, never {word}."}
+            for word in ("thorough", "wordy")
         ],
         "extraction_questions": ASKED[:20],
         "evaluation_questions": ASKED[20:],
