@@ -314,6 +314,7 @@ def test_a_vector_without_norms_says_where_they_come_from(tmp_path: Path) -> Non
         ("out.pt", {"target_format": "repeng"}, ".gguf"),
         ("out.pt", {"target_format": "numpy"}, "official"),
         ("out.gguf", {"sign": "up"}, "flip"),
+        ("out.gguf", {"trait": "../etc"}, "letters"),
         ("out.pt", {"target_format": "darkfield"}, "--layer"),
         ("out.pt", {"target_format": "assistant-axis"}, "--sign"),
         ("out.pt", {"layer": 2}, "darkfield"),

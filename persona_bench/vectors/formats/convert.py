@@ -13,7 +13,7 @@ import torch
 from persona_bench.errors import DataError, VectorError
 from persona_bench.models.shape import ModelShape, read_shape
 from persona_bench.vectors.formats import control_vectors, saklas, tensors
-from persona_bench.vectors.formats.foreign import About, Answers, Found, check_file, refuse
+from persona_bench.vectors.formats.foreign import About, Answers, Found, as_trait, check_file, refuse
 from persona_bench.vectors.vector import OURS, PersonaVector, kind_of
 
 Say = Callable[[str], None]
@@ -121,6 +121,8 @@ def _target(request: Request) -> str:
             raise DataError(f"unknown format {name!r}; choose from {', '.join(FORMATS)}")
     if request.sign not in ("", *SIGNS):
         raise DataError(f"unknown --sign {request.sign!r}; choose keep or flip")
+    if request.trait and request.trait != as_trait(request.trait):
+        raise DataError(f"--trait {request.trait!r} is no name of a trait: letters, digits, _ and - alone")
     if request.target.is_dir():
         raise DataError(f"{request.target} is a folder; name the file to write")
     if request.target.resolve() == request.source.resolve():
