@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 RANDOM_VECTORS = 200
 SEPARATION_QUESTIONS = 10
 READING_QUESTIONS = 40
-FOREIGN = {".pt": "a tensor file", ".bin": "a pickled tensor", ".gguf": "a control vector", ".npy": "an array"}
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
     """
     from persona_bench.models.loading import load
     from persona_bench.models.worker import WORKER
+    from persona_bench.vectors.vector import PersonaVector
 
     sizes = load_preset(f"{CHECK}{asked.preset}")
-    vector = open_vector(asked.vector)
+    vector = PersonaVector.load(asked.vector)
     trait = load_trait(asked.trait or vector.trait)
     if trait.name != vector.trait:
         raise VectorError(f"{asked.vector} is a vector of {vector.trait}, not of {trait.name}; check it with its own")
@@ -145,22 +145,6 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
         measures=held_measures(measures),
     )
     return Outcome(f"{trait.name} on {loaded.name}", facts, judge_measures(measures, held)), new
-
-
-def open_vector(path: Path) -> PersonaVector:
-    """A vector of this suite; nothing in the file is executed.
-
-    Raises:
-        VectorError: it is broken, not finite, or of another project.
-    """
-    from persona_bench.vectors.vector import PersonaVector
-
-    if path.is_file() and path.suffix in FOREIGN:
-        raise VectorError(
-            f"{path} is {FOREIGN[path.suffix]} of another project, which this version cannot read; make the "
-            "vector with `persona-bench extract`, or write its rows with `PersonaVector.save`"
-        )
-    return PersonaVector.load(path)
 
 
 def fit_model(path: Path, vector: PersonaVector, loaded: LoadedModel, *, other_weights: bool = False) -> None:

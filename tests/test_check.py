@@ -387,7 +387,7 @@ def test_a_baseline_of_something_else_is_2(vector: Path, small: Path, tmp_path: 
     foreign = tmp_path / "v.pt"
     foreign.write_bytes(b"\x80\x04")
     done = call(foreign, "--model", small)
-    assert done.exit_code == 2 and "another project" in done.output and "persona-bench extract" in done.output
+    assert done.exit_code == 2 and "another project" in done.output and "persona-bench convert" in done.output
 
 
 def test_a_vector_with_a_zero_layer_is_worse(vector: Path, tmp_path: Path) -> None:

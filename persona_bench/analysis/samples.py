@@ -351,7 +351,7 @@ def _vector_rows(vector: PersonaVector, chosen: int | None) -> Iterator[dict[str
             "trait": vector.trait,
             "layer": layer,
             "norm": float(vector.directions["persona"][layer].norm()),
-            "residual_norm": float(vector.residual_norms[layer]),
+            "residual_norm": vector.residual_norm(layer),
             "refusal_cosine": float(cosines[layer]),
             "n_positive": counts["positive"]["kept"],
             "n_negative": counts["negative"]["kept"],

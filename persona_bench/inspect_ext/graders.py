@@ -128,7 +128,7 @@ def read_reply(text: str) -> float | None:
     return math.nan if re.fullmatch(r"\W*refusal\W*", text, re.IGNORECASE) else None
 
 
-async def ask(grader: Model, prompt: str, config: GenerateConfig) -> ModelOutput:
+async def ask(grader: Model, prompt: str, config: GenerateConfig, role: str = "grader") -> ModelOutput:
     """One call, tried again where that can help.
 
     Rate limits, server errors, broken connections and hanging requests are retried by the provider (`MAX_RETRIES`
@@ -154,7 +154,7 @@ async def ask(grader: Model, prompt: str, config: GenerateConfig) -> ModelOutput
         if status in _FATAL_STATUS:
             first = next(iter(str(failure).splitlines()), type(failure).__name__)
             raise RunError(
-                f"grader {grader} answers {status}: {first}; check its name, its key and its settings"
+                f"{role} {grader} answers {status}: {first}; check its name, its key and its settings"
             ) from failure
         if given_up or status >= _FIRST_ERROR_STATUS or attempt == ATTEMPTS:
             raise failure

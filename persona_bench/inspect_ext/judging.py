@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,16 +36,22 @@ def open_graders(specs: Sequence[str]) -> list[Model]:
     """
     from inspect_ai.model import get_model
 
-    models = []
-    for spec in specs:
-        try:
-            models.append(get_model(spec))
-        except Exception as error:
-            # Inspect and its providers raise errors of their own for an unknown name, a missing package or key, of
-            # several lines with marks for the screen.
-            said = re.sub(r"\[/?[a-z ]+\]", "", " ".join(str(error).split())) or type(error).__name__
-            raise RunError(f"grader {spec} cannot be used: {said.removeprefix('ERROR: ')}") from error
-    return models
+    return [opened(f"grader {spec}", partial(get_model, spec)) for spec in specs]
+
+
+def opened(what: str, make: Callable[[], Model]) -> Model:
+    """A model, or one line on why it cannot be had.
+
+    Raises:
+        RunError: an unknown provider, a missing package or key.
+    """
+    try:
+        return make()
+    except Exception as error:
+        # Inspect and its providers raise errors of their own for an unknown name, a missing package or key, of
+        # several lines with marks for the screen.
+        said = re.sub(r"\[/?[a-z ]+\]", "", " ".join(str(error).split())) or type(error).__name__
+        raise RunError(f"{what} cannot be used: {said.removeprefix('ERROR: ')}") from error
 
 
 def judge_file(

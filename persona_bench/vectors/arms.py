@@ -89,7 +89,7 @@ def penalty(vector: PersonaVector, layer: int, weight: float) -> Penalty:
     """A penalty on the shift along the vector, in units of the mean norm of the residual stream at the layer."""
     vector.check_layer(layer)
     unit = torch.nn.functional.normalize(vector.directions["persona"][layer], dim=0)
-    return Penalty(layer, unit / vector.residual_norms[layer], weight)
+    return Penalty(layer, unit / vector.residual_norm(layer), weight)
 
 
 def watch(

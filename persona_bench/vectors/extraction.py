@@ -205,18 +205,25 @@ def extract(
 
 def refusal_direction(engine: Engine) -> np.ndarray:
     """Mean residual stream of refusing minus complying responses to the same questions: `(n_layers + 1, d_model)`."""
+    return refusal_and_norms(engine)[0]
+
+
+def refusal_and_norms(engine: Engine) -> tuple[np.ndarray, np.ndarray]:
+    """The refusal direction, and `(n_layers + 1,)` mean |h_l| over the tokens of the complying responses."""
     pairs = load_refusals()
     tokenizer = engine.loaded.tokenizer
     refusing, complying = (
         [_row(tokenizer, (("user", pair.question),), getattr(pair, side)) for pair in pairs]
         for side in ("refusing", "complying")
     )
-    means = [_Mean(), _Mean()]
+    means, norms = [_Mean(), _Mean()], _Mean()
     for index, result in enumerate(engine.run([*refusing, *complying])):
-        assert result.hidden_means is not None
+        assert result.hidden_means is not None and result.hidden_norms is not None
         means[index >= len(pairs)].add(result.hidden_means[2])
+        if index >= len(pairs):
+            norms.add(result.hidden_norms)
     difference: np.ndarray = means[0].value - means[1].value
-    return difference
+    return difference, norms.value
 
 
 def _row(tokenizer: Any, messages: Sequence[tuple[str, str]], response: str) -> Row:

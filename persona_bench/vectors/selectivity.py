@@ -99,7 +99,7 @@ def separation(
     by_question = [moved[index][whole[index]].mean(axis=0) for index in range(len(asked)) if whole[index].any()]
     if not by_question:
         return Effects(np.zeros(0), np.zeros((0, random_vectors)))
-    effects = np.stack(by_question) @ _units(vector, layer, random_vectors).T / float(vector.residual_norms[layer])
+    effects = np.stack(by_question) @ _units(vector, layer, random_vectors).T / vector.residual_norm(layer)
     return Effects(effects[:, 0], effects[:, 1:])
 
 
@@ -143,7 +143,7 @@ def reading(
         return Effects(np.zeros(0), np.zeros((0, random_vectors)))
     hidden = np.stack([result.read[0, 0] for result in engine.run(rows) if result.read is not None])
     hidden = hidden.reshape(len(clear), 2, -1).astype(np.float64)
-    moved = (hidden[:, 0] - hidden[:, 1]) / float(vector.residual_norms[layer])
+    moved = (hidden[:, 0] - hidden[:, 1]) / vector.residual_norm(layer)
     effects = moved @ _units(vector, layer, random_vectors).T
     return Effects(effects[:, 0], effects[:, 1:])
 

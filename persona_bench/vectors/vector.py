@@ -15,9 +15,35 @@ from torch import Tensor
 from persona_bench.errors import VectorError
 from persona_bench.files import atomic_path
 
-FORMAT = "persona-bench/1"
+OURS = "persona-bench"
+FORMAT = f"{OURS}/1"
 MAX_BYTES = 2**31
 DIRECTIONS = ("persona", "prompt_last", "prompt_avg", "shuffled", "refusal")
+KINDS = {"torch": "a PyTorch file", "gguf": "a GGUF file", "safetensors": "a safetensors file"}
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes: `OURS`, a key of `KINDS`, or "" for none of them.
+
+    Raises:
+        VectorError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        # The length of a safetensors header comes first, and may begin with another kind's mark.
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+            with safe_open(path, framework="pt") as held:
+                return OURS if (held.metadata() or {}).get("format", "").startswith(OURS) else "safetensors"
+        if head.startswith(b"GGUF"):
+            return "gguf"
+        return "torch" if head.startswith((b"PK", b"\x80")) else ""
+    except SafetensorError:
+        return ""
+    except OSError as error:
+        raise VectorError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +56,8 @@ class PersonaVector:
             `persona` is the paper's response-average difference of means; `prompt_last` and `prompt_avg` its other
             positions (section 2.2); `shuffled` comes from the same responses with labels shuffled; `refusal` is
             refusing minus complying responses.
-        residual_norms: `(n_layers + 1,)` float32, mean |h_l| over response tokens, the scale of relative doses.
+        residual_norms: `(n_layers + 1,)` float32, mean |h_l| over response tokens, the scale of relative doses; None
+            in a vector of another project whose model was not at hand.
         provenance: weights hash, trait hash, logs, filter, counts, versions.
         negative_mean: `(n_layers + 1, d_model)` float32, the mean residual stream of the kept negative responses, which
             says where a cap lies; None in files written before there was one.
@@ -38,7 +65,7 @@ class PersonaVector:
 
     trait: str
     directions: Mapping[str, Tensor]
-    residual_norms: Tensor
+    residual_norms: Tensor | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     negative_mean: Tensor | None = None
 
@@ -123,14 +150,27 @@ class PersonaVector:
     def relative_dose(self, layer: int, coefficient: float) -> float:
         """Signed |alpha v| / mean |h_l| of steering with this vector at a layer."""
         norm = float(self.directions["persona"][layer].norm())
-        return coefficient * norm / float(self.residual_norms[layer])
+        return coefficient * norm / self.residual_norm(layer)
+
+    def residual_norm(self, layer: int) -> float:
+        """Mean |h_l| over response tokens at a layer.
+
+        Raises:
+            VectorError: the file does not hold it.
+        """
+        if self.residual_norms is None:
+            raise VectorError(
+                f"this {self.trait} vector holds no residual norms, so its relative dose is unknown; import it again "
+                "with `persona-bench convert IN OUT --model M`, which measures them"
+            )
+        return float(self.residual_norms[layer])
 
     def coefficient(self, layer: int, dose: float) -> float:
         """The coefficient alpha (multiples of the raw vector) whose relative dose at a layer is `dose`."""
         norm = float(self.directions["persona"][layer].norm())
         if norm == 0:
             raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
-        return dose * float(self.residual_norms[layer]) / norm
+        return dose * self.residual_norm(layer) / norm
 
     def negative_projection(self, name: str, layer: int) -> float:
         """Scalar projection of the mean negative response on a unit direction: the limit that `cap` steers with.
@@ -189,12 +229,20 @@ class PersonaVector:
             raise VectorError(f"no vector file {path}; make one with `persona-bench extract`")
         if path.stat().st_size > MAX_BYTES:
             raise VectorError(f"{path} is larger than {MAX_BYTES} bytes; is it a vector file?")
+        kind = kind_of(path)
+        if kind in KINDS:
+            raise VectorError(
+                f"{path} is {KINDS[kind]} of another project; import it with `persona-bench convert {path} "
+                f"{path.stem}-imported.safetensors`"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if header.get("format") != FORMAT:
-                raise VectorError(f"{path} is not a persona-bench vector (format {header.get('format')!r})")
+                raise VectorError(
+                    f"{path} is of format {header.get('format')!r}, which this version does not read; it reads {FORMAT}"
+                )
             vector = cls(
                 trait=header["trait"],
                 directions={
@@ -202,7 +250,7 @@ class PersonaVector:
                     for name, value in tensors.items()
                     if name.startswith("direction.")
                 },
-                residual_norms=tensors["residual_norms"],
+                residual_norms=tensors.get("residual_norms"),
                 provenance=json.loads(header["provenance"]),
                 negative_mean=tensors.get("negative_mean"),
             )
