@@ -44,9 +44,9 @@ from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import first_token, one_line, tiny_vector
 
 ROOT = Path(__file__).parents[1]
-TRAINS = "preventative_steering"  # it has tests of its own, as building its task trains an adapter
+TRAIN = ("preventative_steering", "data_flagging")  # they have tests of their own: building their tasks does the work
 EVERY = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
-EVALS = [name for name in EVERY if name != TRAINS]
+EVALS = [name for name in EVERY if name not in TRAIN]
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
 VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
