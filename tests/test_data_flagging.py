@@ -208,13 +208,14 @@ def test_tables_hold_the_planted_numbers(truth: Samples) -> None:
     single = tables["flagging_samples"].set_index(["trait", "family", "half", "detector"]).sort_index()
     report = single.loc[("evil", "evil", "report")]
     assert set(report.index) == set(DETECTORS)
-    assert set(single.loc[("evil", "evil", "all")].index) == set(DETECTORS) - set(FITTED)
+    assert set(single.loc[("evil", "evil", "all")].index) == set(DETECTORS) - {*FITTED, "judge"}
+    assert "judge" in single.loc[("evil", "opinions", "all")].index
     assert report.loc["difference"]["auroc"] > 0.95 and report.loc["difference"]["excess_random_low"] > 0
     assert report.loc[CLASSIFIER]["auroc"] > 0.9  # the version is among the words
     assert report.loc[BOTH]["auroc"] >= report.loc["judge"]["auroc"]
     for name in ("random direction", "random numbers", "perplexity"):
         assert report.loc[name]["auroc"] == pytest.approx(0.5, abs=0.15)
-    row = report.loc["difference"]
+    row = report.loc["judge"]
     assert row["average_precision_01"] < row["average_precision_05"] < row["average_precision_20"]
     assert report.loc["random numbers"]["average_precision_01"] < 0.1
     counts = tables["flagging_values"].groupby(["trait", "family", "version", "measure"])["count"].sum()

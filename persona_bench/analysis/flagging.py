@@ -30,6 +30,7 @@ from persona_bench.analysis.grouping import (
     spread,
 )
 from persona_bench.definitions.claims import claim
+from persona_bench.definitions.families.family import TRAIT_FAMILIES
 from persona_bench.definitions.flagging import MEASURES
 
 if TYPE_CHECKING:
@@ -51,6 +52,13 @@ CLASSIFIER, PERPLEXITY, RANDOM_NUMBERS = "text classifier", "perplexity", "rando
 DETECTORS = (*MEASURES, JUDGE, BOTH, CLASSIFIER, PERPLEXITY, RANDOM_DIRECTION, RANDOM_NUMBERS)
 FITTED = (BOTH, CLASSIFIER)
 """Detectors that were fitted on the select half, and are judged on the report half alone."""
+
+
+def fitted(detector: str, family: str) -> bool:
+    """Whether a detector has seen answers of the select half: on those of a trait, a local judge is calibrated."""
+    return detector in FITTED or (detector == JUDGE and family in TRAIT_FAMILIES)
+
+
 BINS = 24
 GRID = np.linspace(0, 1, 41)
 
@@ -255,7 +263,7 @@ def _sample_rows(flagged: pd.DataFrame, draw: Draw) -> Iterator[Row]:
         for half in ("all", "report"):
             part = rows if half == "all" else rows[rows["half"] == half]
             for detector in DETECTORS:
-                if rows[detector].isna().all() or (half == "all" and detector in FITTED):
+                if rows[detector].isna().all() or (half == "all" and fitted(detector, str(key["family"]))):
                     continue
                 # With the same samples for both, so that their resamples are paired.
                 known = part[part[[detector, RANDOM_DIRECTION]].notna().all(axis=1)]

@@ -161,7 +161,7 @@ def _precision_figure(own: pd.DataFrame, scores: pd.DataFrame, colour: str, capt
         axes.set_ylabel("precision")
         axes.set_title(f"{100 * share:.0f} % of the samples are to be found", loc="left")
     panels[-1].set_xlabel("recall")
-    put_legend(figure, panels[0])
+    put_legend(figure, panels[0], columns=2)
     cells = scores[(scores["trait"] == trait) & (scores["family"] == family) & (scores["version"] == version)]
     cells = cells[(cells["half"] == "report") & (cells["detector"] == "difference")]
     n = int(cells["n_positive"].iloc[0] + cells["n_negative"].iloc[0]) if len(cells) else 0

@@ -52,7 +52,8 @@ def lines_of(bench: Bench, sizes: FlaggingPreset, seed: int) -> list[dict[str, A
     for trial in plain_trials(bench):
         for number, line in enumerate(bench.training_set(trial).train[: sizes.examples]):
             found.append(_named(line, "set", trial.family, trial.version, number))
-    for family in sizes.families:
+    # Samples of a trait that has no vector would be measured for nothing.
+    for family in (name for name in sizes.families if name not in TRAIT_FAMILIES or name in bench.files):
         for version in sizes.versions:
             for number, line in enumerate(flagged_samples(family, version, sizes.samples, seed)):
                 found.append(_named(line, "sample", family, version, number))
@@ -68,7 +69,7 @@ def as_samples(rows: Sequence[Row], judged_for: Mapping[str, Sequence[str]], tra
     """Measured samples with their projections, a text each.
 
     Args:
-        rows: as they were measured.
+        rows: as they were measured; `half` in the metadata of a line goes before the half that its question falls in.
         judged_for: family -> traits of those whose samples are judged; `set` rows never are.
         traits: whose vectors they were projected on.
     """
@@ -91,7 +92,7 @@ def as_samples(rows: Sequence[Row], judged_for: Mapping[str, Sequence[str]], tra
                     "version": told.get("version", ""),
                     "source": told.get("source", ""),
                     "question_id": about,
-                    "half": halves[told["family"]][about],
+                    "half": told.get("half") or halves[told["family"]][about],
                     "status": row.status,
                     "values": {name: _plain(found) for name, found in row.values.items()},
                     "traits": list(traits if kind == "set" else judged_for.get(told["family"], ())),

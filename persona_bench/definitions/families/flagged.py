@@ -14,8 +14,9 @@ from persona_bench.definitions.families.family import TRAIT_FAMILIES, make
 def flagged_samples(family: str, version: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Lines of a family's version, at most `n`, made without a model's help.
 
-    Of a trait family these are the labelled answers of both halves: the model's own responses, from which its vector
-    was made, would be found by that vector whatever it is worth. Nothing is trained on them.
+    Of a trait family these are labelled answers: the model's own responses, from which its vector was made, would be
+    found by that vector whatever it is worth. Those of the report half, by which nothing was calibrated, come first and
+    say so (`half` in the metadata). Nothing is trained on any of them.
 
     Args:
         family: of training sets.
@@ -25,9 +26,13 @@ def flagged_samples(family: str, version: str, n: int, seed: int = 0) -> list[di
     """
     if family not in TRAIT_FAMILIES:
         return list(make(family, version, n, 1, seed).train)
-    pool = trait_pool(family, version, halves=("calibrate", "report"))
-    place = {name: random.Random(f"{seed} {name}").random() for name in sorted({subject(line) for line in pool})}
-    return sorted(pool, key=lambda line: place[subject(line)])[:n]
+    found: list[dict[str, Any]] = []
+    for half, name in (("report", "report"), ("calibrate", "select")):
+        pool = trait_pool(family, version, halves=(half,))
+        place = {about: random.Random(f"{seed} {about}").random() for about in {subject(line) for line in pool}}
+        ranked = sorted(pool, key=lambda line: (place[subject(line)], line["messages"][-1]["content"]))
+        found += [{**line, "metadata": {**line["metadata"], "half": name}} for line in ranked]
+    return found[:n]
 
 
 def subject(line: Mapping[str, Any]) -> str:
