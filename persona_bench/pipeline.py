@@ -76,6 +76,8 @@ class Settings:
             raise RunError(f"unknown eval(s) {', '.join(unknown)}; choose from {', '.join(ALL_EVALS)}, core or all")
         if not self.traits or not self.evals:
             raise RunError("a run needs at least one trait and one eval")
+        if self.corpus and "data_flagging" not in self.evals:
+            raise RunError("--corpus is flagged by data_flagging alone; have it among --evals, or leave the corpus out")
 
     @property
     def fingerprint(self) -> str:
@@ -144,6 +146,11 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
 
     # Weights that cannot be had leave no folder behind.
     resolve(model_spec(settings.model).removeprefix("persona/"))
+    if settings.corpus:
+        from persona_bench.vectors.scan.inputs import find_sources
+
+        # A file that is not there is said before the run, not hours after.
+        find_sources([item.strip() for item in settings.corpus.split(",")])
     folder = run_folder(settings, out)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
@@ -511,6 +518,7 @@ class _Run:
         for pool in pools:
             shared["corpus"] = self.settings.corpus if pool != "mixture" else ""
             if pool != "passed":
+                self.say(f"flagging, {pool}: measuring samples")
                 self._eval_set(f"flagging/{pool}", [data_flagging(pool=pool, **shared)])
             for trait in sizes.traits:
                 if trait in vectors:
@@ -675,7 +683,8 @@ class _Run:
         )
         figures = draw_all({**tables, "claims": claims}, self.folder / "figures", caption)
         report = write_report(self.folder, held, tables, claims, figures)
-        paths = [*files, *figures, *report, *map(self._vector_path, vectors)]
+        pages = [self.folder / page for page in held["pages"]]
+        paths = [*files, *figures, *report, *pages, *map(self._vector_path, vectors)]
         held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
         write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
         return held
@@ -723,6 +732,7 @@ class _Run:
                 name: {"file": _relative(log.location, root), "eval_id": log.eval.eval_id}
                 for name, log in sorted(logs.items())
             },
+            "pages": sorted(str(page.relative_to(self.folder)) for page in self.folder.glob("flagging/*/flagged.html")),
             "timings": self.record.timings,
             "warnings": sorted(set(self.record.warnings)),
             "deviations": [

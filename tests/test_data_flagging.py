@@ -417,6 +417,19 @@ def test_bad_arguments_are_one_line(home: Path, _saved: Path) -> None:
     fails(DataError, "bad.jsonl", "no conversation", **good, pool="corpus", corpus=str(home / "bad.jsonl"))
 
 
+def test_a_corpus_that_cannot_be_flagged_is_said_before_a_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as error:
+        pipeline.Settings(corpus="a.jsonl")
+    one_line(error, "data_flagging", "--evals")
+    settings = pipeline.Settings(
+        model=str(folder), evals=("data_flagging",), corpus=str(tmp_path / "gone.jsonl"), grader="mockllm/model"
+    )
+    with pytest.raises(DataError) as gone:
+        pipeline.run(settings, tmp_path / "results", print)
+    one_line(gone, "gone.jsonl")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_corpus_is_drawn_evenly_whatever_its_order(home: Path, _saved: Path, tmp_path: Path) -> None:
     tokenizer = load(str(_saved)).tokenizer
     lines = (home / "corpus.jsonl").read_text().splitlines()

@@ -30,6 +30,7 @@ from persona_bench.inspect_ext.trained import (
     Bench,
     adapter_folder,
     base_model,
+    listed,
     loading_of,
     set_up,
     weights_of,
@@ -141,7 +142,7 @@ def _measured(
     loading = loading_of(arguments)
     lines = lines_of(bench, sizes, seed)
     if pool != "mixture":
-        inputs = [item.strip() for item in str(corpus).split(",") if item.strip()]
+        inputs = [item for item in listed(corpus) if item]
         if not inputs:
             raise RunError(f"pool {pool} needs real conversations; pass -T corpus=FILES")
         lines, left_out = draw_corpus(inputs, sizes.corpus, load(weights, **loading).tokenizer, seed)

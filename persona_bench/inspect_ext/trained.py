@@ -92,13 +92,13 @@ def set_up(
         VectorError: a vector file is missing or broken.
         DataError: `judged` cannot be read.
     """
-    names = _listed(traits)
-    paths = _listed(vectors) if vectors else [""] * len(names)
+    names = listed(traits)
+    paths = listed(vectors) if vectors else [""] * len(names)
     if len(paths) != len(names):
         raise RunError(f"{len(names)} traits, but {len(paths)} vector files; give one for each trait, in their order")
     files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True) if path != NONE}
     middle = [str(files[name].vector.n_layers // 2 if name in files else 0) for name in names]
-    chosen = _listed(layers) if layers else middle
+    chosen = listed(layers) if layers else middle
     if len(chosen) != len(names) or not all(layer.isdigit() for layer in chosen):
         raise RunError(f"layers {layers!r}: give one whole number for each of the {len(names)} traits, comma-separated")
     own: dict[str, list[Judged]] = {}
@@ -108,7 +108,7 @@ def set_up(
     return Bench(sizes, tuple(names), files, at, own, Path(released) if released else None)
 
 
-def _listed(given: Any) -> list[str]:
+def listed(given: Any) -> list[str]:
     """A comma-separated argument; Inspect may have parsed it already."""
     items = given if isinstance(given, list | tuple) else str(given).split(",")
     return [str(item).strip() for item in items]

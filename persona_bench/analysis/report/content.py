@@ -362,6 +362,9 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
     deviations = [str(text) for text in run.get("deviations") or []]
     if deviations:
         sections.append(Section("Deviations from the paper", [Items(deviations)]))
+    if run.get("pages"):
+        said = "The samples at the ends of each trait's scale, with their texts, stand in files beside this report:"
+        sections.append(Section("Flagged samples to read", [Text(said), Items([str(page) for page in run["pages"]])]))
     shown = [_cut(Table(title, tables[name]), name) for name, title in _TABLES.items() if len(tables[name])]
     sections.append(Section("Tables", shown or [Text("Nothing was measured.")]))
     return [*sections, Section("Provenance", _provenance(run))]
