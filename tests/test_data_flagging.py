@@ -26,7 +26,7 @@ from persona_bench.analysis import verdicts
 from persona_bench.analysis.baselines import text_flags
 from persona_bench.analysis.detection import average_precision, precision_recall, recall_at
 from persona_bench.analysis.figures import Caption, draw_all, trait_colours
-from persona_bench.analysis.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED
+from persona_bench.analysis.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED, mixture
 from persona_bench.analysis.flagging_figures import flagging_figures
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.report.content import rerun_command
@@ -248,16 +248,16 @@ def test_nothing_flagged_makes_empty_tables_and_no_verdicts() -> None:
 
 
 def test_figures_and_reports_show_them(truth: Samples, tmp_path: Path) -> None:
-    tables = build_tables(replace(truth, flagging=text_flags(truth.flagging)), resamples=50)
+    few = truth.flagging[truth.flagging["trait"] == "evil"]
+    tables = build_tables(replace(truth, flagging=text_flags(few)), resamples=50)
     write_tables(tables, tmp_path)
     again = read_tables(tmp_path)
     caption = Caption("tiny", "quick", "mock", "2026")
     drawn = {path.stem for path in draw_all(again, tmp_path / "f", caption) if path.suffix == ".png"}
-    own = {f"flag{kind}_{trait}" for kind in ("sets", "histogram") for trait in ("evil", "sycophancy", "hallucination")}
-    own |= {"flagprecision_evil_evil", "flagprecision_sycophancy_sycophancy", "flagtrained_evil"}
-    own |= {f"flagprecision_{trait}_opinions" for trait in ("evil", "sycophancy", "hallucination")}
+    own = {"flagsets_evil", "flaghistogram_evil", "flagtrained_evil"}
+    own |= {"flagprecision_evil_evil", "flagprecision_evil_opinions"}
     assert {name for name in drawn if name.startswith("flag")} == own
-    figures = dict(flagging_figures(again, trait_colours(["evil", "sycophancy", "hallucination"]), caption))
+    figures = dict(flagging_figures(again, trait_colours(["evil"]), caption))
     precision = figures["flagprecision_evil_evil"]
     assert [axes.get_title(loc="left")[:4] for axes in precision.axes] == ["1 % ", "5 % ", "20 %"]
     assert len(precision.axes[0].get_legend_handles_labels()[1]) == len(DETECTORS)
@@ -341,6 +341,16 @@ def test_every_sample_is_measured_and_judged_as_it_should(measured: Samples) -> 
     assert (frame[frame["trait"] == "evil"]["layer"] == 2).all()
     halves = single.groupby(["family", "question_id"])["half"].nunique()
     assert (halves == 1).all() and set(single["half"]) == {"select", "report"}
+
+
+def test_a_log_by_itself_says_how_well_samples_are_told_apart(home: Path, measured: Samples) -> None:
+    log = read_logs(home / "logs")["data_flagging/mixture"]
+    assert log.results is not None
+    found = {name: item.value for score in log.results.scores for name, item in score.metrics.items()}
+    rows = mixture(measured.flagging, "sycophancy", "opinions", "misaligned_2")
+    for name, column in (("difference", "difference"), ("judge", "judge")):
+        own = st.auroc(rows[column], rows["label"], rows["question_id"], rng=st.stream(0), resamples=2).value
+        assert found[f"sycophancy in opinions by {name}"] == pytest.approx(own)
 
 
 def test_measures_are_those_of_the_scan_and_the_control_of_the_random_direction(
@@ -463,6 +473,7 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
     (tmp_path / "mmlu.jsonl").write_text(questions())
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
     monkeypatch.setattr(dataset, "fetch_data", lambda _: tmp_path / "mmlu.jsonl")
+    monkeypatch.setitem(presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",)))
     write(tmp_path / "real.jsonl", [item(f"{letter * 3}?", f"{letter} is.") for letter in "abcdefgh"])
     settings = pipeline.Settings(
         model=str(folder),
@@ -481,7 +492,7 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
         work.finetune({"sycophancy": vector}, {"sycophancy": 2})
         work.flag({"sycophancy": vector}, {"sycophancy": 2})
     logs = read_logs(tmp_path / "run" / "logs")
-    plain = [f"{family}-{version}-plain-s0" for family in SMALL.families for version in SMALL.versions]
+    plain = [f"sycophancy-{version}-plain-s0" for version in SMALL.versions]
     assert sorted(name for name in logs if name.startswith("prev")) == sorted(
         f"preventative_steering/{name}" for name in (*plain, "base")
     )
@@ -494,7 +505,7 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
     assert not [held for held in loading._loaded.values() if str(tmp_path / "run") in held.name]
     samples = collect(logs, [], "stated")
     table = build_tables(samples, resamples=50)
-    assert (table["flagging_correlation"]["n_sets"] == 4).all()
+    assert (table["flagging_correlation"]["n_sets"] == 2).all()
     assert verdict(samples, "D1-difference-tells-shift", "sycophancy")[1].startswith("too few valid samples")
     folders = [path for path in (tmp_path / "run" / "adapters").iterdir() if path.is_dir()]
     assert len(folders) == len(plain) + 6

@@ -25,6 +25,7 @@ from inspect_ai.model import Model, ModelOutput, get_model
 import evals._registry as registry
 from evals.mmlu_preservation import dataset
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES
+from persona_bench.analysis.flagging import FLAGGING_SAMPLES
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
@@ -359,8 +360,8 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        # A single grader, a single vector, nothing finetuned.
-        assert (len(frame) > 0) == (name not in ("panel", "cosines", *FINETUNING_SAMPLES))
+        # A single grader, a single vector, nothing finetuned or flagged.
+        assert (len(frame) > 0) == (name not in ("panel", "cosines", *FINETUNING_SAMPLES, *FLAGGING_SAMPLES))
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
     assert len(frames.steering) == 12 * sizes.steering_rollouts

@@ -191,6 +191,8 @@ def _correlation_rows(samples: Samples, draw: Draw) -> Iterator[Row]:
             for measure in MEASURES:
                 points = set_points(samples, trait, measure, outcome)
                 control = set_points(samples, trait, f"random_{measure}", outcome)
+                if points.empty:
+                    continue
                 r, random = (set_correlation(found, draw, "flagging", trait, outcome) for found in (points, control))
                 about = SET_CLAIMS.get((measure, outcome))
                 yield {

@@ -18,7 +18,7 @@ from inspect_ai.model import (
     ModelOutput,
     get_model,
 )
-from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from persona_bench.definitions.families.family import TRAIT_FAMILIES
@@ -160,7 +160,37 @@ def given_sample() -> Solver:
     return solve
 
 
-@scorer(metrics={"*": [mean_of_scored(), n_scored()]})
+@metric
+def separation() -> Metric:
+    """AUROC of the projection difference and of the judge, by trait and family: other versions against normal ones.
+
+    So that a log says something by itself; intervals, controls and the other detectors stand in the suite's tables.
+    """
+
+    def compute(scores: list[SampleScore]) -> Value:
+        cells: dict[str, list[tuple[bool, float]]] = {}
+        for item in scores:
+            told, value = item.sample_metadata or {}, item.score.value
+            for trait in told["traits"] if told.get("kind") == "sample" else ():
+                assert isinstance(value, dict)
+                numbers = {"difference": told["values"][trait]["difference"], "judge": value[trait]}
+                for name, number in numbers.items():
+                    if number is not None and not math.isnan(float(number)):
+                        at = f"{trait} in {told['family']} by {name}"
+                        cells.setdefault(at, []).append((told["version"] != "normal", float(number)))
+        return {name: _area(pairs) for name, pairs in sorted(cells.items())}
+
+    return compute
+
+
+def _area(pairs: Sequence[tuple[bool, float]]) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    labels, values = zip(*pairs, strict=True)
+    return float(roc_auc_score(labels, values)) if len(set(labels)) == 2 else math.nan
+
+
+@scorer(metrics=[{"*": [mean_of_scored(), n_scored()]}, separation()])
 def flag_score(traits: Sequence[str], method: Method = "auto") -> Scorer:
     """Judge a sample for its traits: value `<trait>` (0..100) and `loss` (nats a token), NaN where there is none.
 
