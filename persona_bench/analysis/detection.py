@@ -7,6 +7,8 @@ Rates of true and false alarms do not hang on the share; precision does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -89,31 +91,32 @@ def _resampled(
     scores: ArrayLike,
     labels: ArrayLike,
     clusters: ArrayLike,
-    statistic: object,
+    statistic: Callable[[FloatArray, FloatArray], FloatArray],
     rng: np.random.Generator,
     resamples: int,
 ) -> st.Estimate:
-    assert callable(statistic)
     s, y, ids = _valid(scores, labels, clusters)
     names, codes = np.unique(ids, return_inverse=True)
-    nothing = np.full(0, np.nan)
     if not (y == 1).any() or not (y == 0).any():
-        return st.of_draws(float("nan"), nothing, n=len(s), n_clusters=len(names))
+        return st.of_draws(float("nan"), np.empty(0), n=len(s), n_clusters=len(names))
     value = statistic(*_rates(s, y, codes, np.ones((1, len(names)))))[0]
     draws = statistic(*_rates(s, y, codes, st.draw_clusters(len(names), resamples, rng)))
     return st.of_draws(float(value), draws, n=len(s), n_clusters=len(names), bounds=(0, 1))
 
 
-def _rates(scores: FloatArray, labels: FloatArray, codes: np.ndarray, weights: FloatArray) -> tuple[FloatArray, ...]:
+def _rates(
+    scores: FloatArray, labels: FloatArray, codes: np.ndarray, weights: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """True and false alarms at each distinct score, from the highest on: `(resamples, n_scores)` each."""
     distinct, place = np.unique(-scores, return_inverse=True)
-    found = []
-    for label in (1, 0):
+
+    def rate(label: int) -> FloatArray:
         table = np.zeros((weights.shape[1], len(distinct)))
         np.add.at(table, (codes[labels == label], place[labels == label]), 1.0)
         counts = weights @ table
-        found.append(st.ratio(np.cumsum(counts, axis=1), counts.sum(axis=1, keepdims=True) + np.zeros_like(counts)))
-    return tuple(found)
+        return st.ratio(np.cumsum(counts, axis=1), counts.sum(axis=1, keepdims=True) + np.zeros_like(counts))
+
+    return rate(1), rate(0)
 
 
 def _precision(true: FloatArray, false: FloatArray, share: float) -> FloatArray:

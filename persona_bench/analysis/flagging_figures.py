@@ -38,7 +38,7 @@ _OUTCOME = {"shift": "finetuning shift along v", "trait_score": "trait score (0-
 _BESIDE = (
     (JUDGE, "judge", "black", "-"),
     (BOTH, "judge and difference", "black", "--"),
-    (CLASSIFIER, "text classifier", "#56B4E9", "-"),
+    (CLASSIFIER, "text classifier", "#CC79A7", "-"),
     (PERPLEXITY, "perplexity", "#E69F00", "-"),
     (RANDOM_DIRECTION, "random direction", GREY, "--"),
     (RANDOM_NUMBERS, "random numbers", GREY, ":"),

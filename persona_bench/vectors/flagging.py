@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +135,7 @@ def _rows(
             values: dict[str, dict[str, float]] = {}
             for (label, measure), column in wanted.items():
                 number = found[column]
-                values.setdefault(label, {})[measure] = float("nan") if number is None else float(number)
+                values.setdefault(label, {})[measure] = math.nan if number is None else float(number)
             yield Row(by_id[str(name)], str(status), values)
 
 
@@ -159,8 +160,7 @@ def picked(
     usable = [
         row
         for row in rows
-        if row.values[trait]["difference"] == row.values[trait]["difference"]
-        and (keep is None or row.line["id"] in keep)
+        if not math.isnan(row.values[trait]["difference"]) and (keep is None or row.line["id"] in keep)
     ]
     if len(usable) < 2 * n:
         raise RunError(
