@@ -1,5 +1,6 @@
 """Every task of the suite."""
 
+from evals.data_flagging import data_flagging
 from evals.judge_validity import judge_validity
 from evals.mmlu_preservation import mmlu_preservation
 from evals.preventative_steering import preventative_steering
@@ -8,6 +9,7 @@ from evals.trait_monitoring import trait_monitoring
 from evals.trait_steering import trait_steering
 
 __all__ = [
+    "data_flagging",
     "judge_validity",
     "mmlu_preservation",
     "preventative_steering",

@@ -66,7 +66,10 @@ def main() -> None:
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
-def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str) -> None:
+@click.option("--corpus", default="", help="Real conversations for data_flagging, comma-separated, as scan reads them.")
+def run(
+    model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str, corpus: str
+) -> None:
     """Extract, steer, monitor and measure: tables, verdicts, figures and a report.
 
     Writes OUT/<model>/<preset>/; run again, it does only what is missing.
@@ -81,6 +84,7 @@ def run(model: str, preset: str, traits: str, grader: str, evals: str, out: Path
         evals={"core": pipeline.CORE_EVALS, "all": pipeline.ALL_EVALS}.get(evals) or tuple(evals.split(",")),
         seed=seed,
         extraction_filter=rule,
+        corpus=corpus,
     )
     folder = pipeline.run_folder(settings, out)
     if pipeline.finished(settings, out) is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from persona_bench.vectors.vector import PersonaVector
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
-ALL_EVALS = (*CORE_EVALS, "preventative_steering")
+ALL_EVALS = (*CORE_EVALS, "preventative_steering", "data_flagging")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-1.5b"
 NEED_VECTORS = frozenset(ALL_EVALS[2:])
@@ -56,6 +56,7 @@ class Settings:
         evals: which evals.
         seed: of sampling, subsets and resampling.
         extraction_filter: stated or coded.
+        corpus: files, folders or Hub datasets of real conversations to flag, comma-separated.
     """
 
     model: str = DEFAULT_MODEL
@@ -65,6 +66,7 @@ class Settings:
     evals: tuple[str, ...] = CORE_EVALS
     seed: int = 0
     extraction_filter: str = "stated"
+    corpus: str = ""
 
     def __post_init__(self) -> None:
         load_preset(self.preset)
@@ -77,6 +79,8 @@ class Settings:
             raise RunError(f"unknown eval(s) {', '.join(unknown)}; choose from {', '.join(ALL_EVALS)}, core or all")
         if not self.traits or not self.evals:
             raise RunError("a run needs at least one trait and one eval")
+        if self.corpus and "data_flagging" not in self.evals:
+            raise RunError("--corpus is flagged by data_flagging alone; have it among --evals, or leave the corpus out")
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +149,11 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
 
     # Weights that cannot be had leave no folder behind.
     resolve(model_spec(settings.model).removeprefix("persona/"))
+    if settings.corpus:
+        from persona_bench.vectors.scan.inputs import find_sources
+
+        # A file that is not there is said before the run, not hours after.
+        find_sources([item.strip() for item in settings.corpus.split(",")])
     folder = run_folder(settings, out)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
@@ -244,6 +253,8 @@ class _Run:
             layers = self.mmlu(vectors)
         with self.record.timed("finetune"):
             self.finetune(vectors, layers)
+        with self.record.timed("flag"):
+            self.flag(vectors, layers)
         with self.record.timed("analyse"):
             return self.analyse(vectors, layers)
 
@@ -452,17 +463,22 @@ class _Run:
         return ",".join(map(str, dict.fromkeys((chosen, *others))))
 
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
-        """Train every trial's adapter and measure it before the next: merged weights are held one at a time."""
+        """Train every trial's adapter and measure it before the next: merged weights are held one at a time.
+
+        For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base.
+        """
         from evals.preventative_steering import preventative_steering
         from persona_bench.definitions.presets import load_finetuning_preset
-        from persona_bench.definitions.traits import MAIN_TRAITS
-        from persona_bench.definitions.trials import plan_trials
+        from persona_bench.definitions.trials import BASE, plan_trials
 
-        names = [name for name in MAIN_TRAITS if name in self.settings.traits]
-        if not self._wants("preventative_steering") or not names:
+        wanted = self._wants("preventative_steering") or (self._wants("data_flagging") and vectors)
+        if not wanted or not self._finetuned_traits:
             return
-        trials = plan_trials(load_finetuning_preset(self.settings.preset), tuple(vectors))
-        judged = self._write_judged()
+        sizes = load_finetuning_preset(self.settings.preset)
+        trials = plan_trials(sizes, tuple(vectors))
+        if not self._wants("preventative_steering"):
+            trials = [t for t in trials if t.arm == BASE or (t.arm == "plain" and t.seed == sizes.seeds[0])]
+        shared = self._training_arguments(vectors, layers)
         for number, trial in enumerate(trials, 1):
             stage = f"finetuning/{trial.name}"
             self.say(f"finetuning, {number} of {len(trials)}: {trial.name}")
@@ -471,16 +487,69 @@ class _Run:
                 version=trial.version,
                 arm=trial.arm,
                 train_seed=trial.seed,
-                preset=self.settings.preset,
-                base=self.loaded.name,
-                traits=",".join(names),
-                vectors=",".join(str(self._vector_path(name)) if name in vectors else "none" for name in names),
-                layers=",".join(str(layers.get(name, 0)) for name in names),
-                judged=judged,
-                adapters=str((self.folder / "adapters").resolve()),
-                seed=self.settings.seed,
+                **shared,
             )
             self._eval_set(stage, [task])
+            if task.model is not None:
+                asyncio.run(task.model.api.aclose())
+
+    @property
+    def _finetuned_traits(self) -> list[str]:
+        from persona_bench.definitions.traits import MAIN_TRAITS
+
+        return [name for name in MAIN_TRAITS if name in self.settings.traits]
+
+    def _training_arguments(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> dict[str, Any]:
+        """What the evals that train take alike."""
+        names = self._finetuned_traits
+        return {
+            "preset": self.settings.preset,
+            "base": self.loaded.name,
+            "traits": ",".join(names),
+            "vectors": ",".join(str(self._vector_path(name)) if name in vectors else "none" for name in names),
+            "layers": ",".join(str(layers.get(name, 0)) for name in names),
+            "judged": self._write_judged(),
+            "adapters": str((self.folder / "adapters").resolve()),
+            "seed": self.settings.seed,
+        }
+
+    def flag(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """Flag training sets, samples, and real conversations where there are some; train on what was flagged."""
+        from evals.data_flagging import data_flagging
+        from persona_bench.definitions.presets import load_flagging_preset
+
+        if not self._wants("data_flagging") or not set(vectors) & set(self._finetuned_traits):
+            return
+        sizes = load_flagging_preset(self.settings.preset)
+        shared = self._training_arguments(vectors, layers)
+        pools = ("mixture", "corpus", "passed") if self.settings.corpus else ("mixture",)
+        for pool in pools:
+            shared["corpus"] = self.settings.corpus if pool != "mixture" else ""
+            if pool != "passed":
+                self.say(f"flagging, {pool}: measuring samples")
+                self._eval_set(f"flagging/{pool}", [data_flagging(pool=pool, **shared)])
+            for trait in sizes.traits:
+                if trait in vectors:
+                    self._train_on_flagged(pool, trait, sizes.picked, shared)
+
+    def _train_on_flagged(self, pool: str, trait: str, n: int, shared: dict[str, Any]) -> None:
+        """The highest, random and lowest samples of a pool, an adapter each, if there are enough of them."""
+        from evals.data_flagging import data_flagging
+        from persona_bench.definitions.flagging import PICKS
+        from persona_bench.inspect_ext.flagging import rankable
+
+        usable = rankable(self._logs()[f"data_flagging/{'mixture' if pool == 'mixture' else 'corpus'}"], trait, pool)
+        if len(usable) < 2 * n:
+            self.say(f"flagging, {pool}, {trait}: {len(usable)} samples are too few to train on {n} at either end")
+            return
+        passed = ""
+        if pool == "passed":
+            passed = str((self.folder / "flagging" / "corpus" / f"passed-{trait}.json").resolve())
+            write_atomic(passed, json.dumps(usable) + "\n")
+        for pick in PICKS:
+            self.say(f"flagging, {pool}: training on the {pick} samples for {trait}")
+            task = data_flagging(part=pick, pool=pool, trait=trait, passed=passed, **shared)
+            self._eval_set(f"flagging/{pool}-{pick}-{trait}", [task])
             if task.model is not None:
                 asyncio.run(task.model.api.aclose())
 
@@ -622,16 +691,17 @@ class _Run:
         )
         figures = draw_all({**tables, "claims": claims}, self.folder / "figures", caption)
         report = write_report(self.folder, held, tables, claims, figures)
-        paths = [*files, *figures, *report, *map(self._vector_path, vectors)]
+        pages = [self.folder / page for page in held["pages"]]
+        paths = [*files, *figures, *report, *pages, *map(self._vector_path, vectors)]
         held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
         write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
         return held
 
     def _with_baselines(self, samples: Samples) -> Samples:
-        """Trivial judges of the same labelled answers, and text-only monitors of the same prompts, beside the real."""
+        """Trivial judges of the same labelled answers, text-only monitors of the same prompts, text classifiers."""
         import pandas as pd
 
-        from persona_bench.analysis.baselines import baseline_rows, text_monitors
+        from persona_bench.analysis.baselines import baseline_rows, text_flags, text_monitors
         from persona_bench.models.embeddings import embed
 
         try:
@@ -644,6 +714,7 @@ class _Run:
         judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
         if judged:
             samples = replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(judged)]))
+        samples = replace(samples, flagging=text_flags(samples.flagging))
         read = text_monitors(samples.monitoring, embedding)
         return replace(samples, projections=pd.concat([samples.projections, read])) if len(read) else samples
 
@@ -669,6 +740,7 @@ class _Run:
                 name: {"file": _relative(log.location, root), "eval_id": log.eval.eval_id}
                 for name, log in sorted(logs.items())
             },
+            "pages": sorted(str(page.relative_to(self.folder)) for page in self.folder.glob("flagging/*/flagged.html")),
             "timings": self.record.timings,
             "warnings": sorted(set(self.record.warnings)),
             "deviations": [

@@ -25,6 +25,7 @@ from inspect_ai.model import Model, ModelOutput, get_model
 import evals._registry as registry
 from evals.mmlu_preservation import dataset
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES
+from persona_bench.analysis.flagging import FLAGGING_SAMPLES
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
@@ -44,9 +45,9 @@ from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import first_token, one_line, tiny_vector
 
 ROOT = Path(__file__).parents[1]
-TRAINS = "preventative_steering"  # it has tests of its own, as building its task trains an adapter
+TRAIN = ("preventative_steering", "data_flagging")  # they have tests of their own: building their tasks does the work
 EVERY = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
-EVALS = [name for name in EVERY if name != TRAINS]
+EVALS = [name for name in EVERY if name not in TRAIN]
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
 VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
@@ -359,8 +360,8 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        # A single grader, a single vector, nothing finetuned.
-        assert (len(frame) > 0) == (name not in ("panel", "cosines", *FINETUNING_SAMPLES))
+        # A single grader, a single vector, nothing finetuned or flagged.
+        assert (len(frame) > 0) == (name not in ("panel", "cosines", *FINETUNING_SAMPLES, *FLAGGING_SAMPLES))
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
     assert len(frames.steering) == 12 * sizes.steering_rollouts

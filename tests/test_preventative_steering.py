@@ -310,7 +310,7 @@ def world(
 def verdict(samples: Samples, claim_id: str, trait: str = "evil", resamples: int = 400) -> tuple[str, str]:
     """Verdict and reason, as they are before Holm's correction and whatever the judge's gate says."""
     run = verdicts._Run(samples, {}, {}, 0, resamples)
-    found = verdicts._finetuned(run, claim(claim_id), trait)
+    found = verdicts._ruled(run, claim(claim_id), trait)
     return found.verdict, found.reason
 
 

@@ -28,8 +28,8 @@ from persona_bench.errors import AssetError, DataError, VectorError
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
-from persona_bench.vectors import table_file
-from persona_bench.vectors.scan import inputs, parts, run
+from persona_bench.vectors import projection, table_file
+from persona_bench.vectors.scan import inputs, measures, parts, run
 from persona_bench.vectors.scan.inputs import find_sources, read_shards
 from persona_bench.vectors.scan.measures import Settings, columns
 from persona_bench.vectors.scan.run import plan_scan, run_scan
@@ -163,6 +163,39 @@ def test_the_difference_is_against_the_models_own_response(folder: Path, vectors
     # response minus difference is the projection of the model's own response: the same for the same prompt.
     model = (table["evil.response.3"] - table["evil.difference.3"]).to_numpy()
     assert model[: len(kept)] == pytest.approx(model[len(kept) :], abs=1e-5)
+
+
+def test_sharing_prefixes_and_batching_by_length_change_no_value(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, against every row in a pass of its own that shares nothing: no more than that rounds off."""
+    draw, texts = random.Random(1), ["Be brief and kind. " * 6, "Say what you like. " * 3, ""]
+    made = []
+    for number in range(60):
+        spoken = item("".join(draw.choices("abc de", k=draw.randint(1, 60))) + "?", "fgh i" * draw.randint(1, 24))
+        system = [{"role": "system", "content": texts[number % 3]}] if texts[number % 3] else []
+        made.append({"messages": [*system, *spoken["messages"]]})
+    shared: list[int] = []
+    worth = projection._worth_sharing
+
+    def seen(items: Any) -> Any:
+        shared.append(len(worth(items)))
+        return worth(items)
+
+    every = {"measures": (*BOTH, "difference"), "options": {"max_tokens": 8}}
+    source = write(tmp_path / "x.jsonl", made)
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "SHARD_ROWS", 60)
+        patch.setattr(projection, "_worth_sharing", seen)
+        together, _ = scanned(folder, vectors, source, tmp_path / "together.parquet", **every)
+    assert load(str(folder)).dtype == torch.bfloat16 and sum(shared) >= 2
+    monkeypatch.setattr(inputs, "SHARD_ROWS", 1)
+    monkeypatch.setattr(measures, "head_ids", lambda *_: ())
+    alone, _ = scanned(folder, vectors, source, tmp_path / "alone.parquet", **every)
+    for name in together.columns[6:]:
+        scale = float(alone[f"{name.split('.')[0]}.response.{name.split('.')[2]}"].abs().mean())
+        assert together[name].to_numpy() == pytest.approx(alone[name].to_numpy(), abs=2**-8 * scale, nan_ok=True), name
+        assert together[name].notna().mean() > 0.9
 
 
 def test_two_files_in_order_as_csv_and_parquet(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
@@ -376,7 +409,6 @@ def test_memory_does_not_grow_with_the_input(
     folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only passes are left out: what reads, keeps, puts together and summarises is as it is."""
-    from persona_bench.vectors.scan import measures
 
     def no_pass(_engine: Any, chunks: Iterator[Any], unit: Any, layers: Any, _say: Any) -> Iterator[Any]:
         for chunk in chunks:

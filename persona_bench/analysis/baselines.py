@@ -1,4 +1,4 @@
-"""What can be had without a grader or a vector: trivial judges of answers, and text-only monitors of prompts.
+"""What can be had without a grader or a vector: trivial judges of answers, text-only monitors of prompts and samples.
 
 A judge or a monitor that does no better has not understood anything.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from persona_bench.analysis.finetuning import NORMAL
 from persona_bench.analysis.grouping import scored
 from persona_bench.analysis.monitoring import POSITION, SIGNALS, TEXT
 from persona_bench.analysis.tables import BASELINE
@@ -112,6 +113,27 @@ def _read_texts(part: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
     ]
     unread = dict.fromkeys(SIGNALS[1:], math.nan)
     return pd.concat(frames, ignore_index=True).assign(**unread)
+
+
+def text_flags(flagging: pd.DataFrame) -> pd.DataFrame:
+    """The sample frame `flagging` with what a text classifier says of each sample that is flagged one by one.
+
+    `classifier` is the log-odds of not being of the normal version, by a logistic regression on the words (TF-IDF) of
+    the samples of the select half of the family; NaN where that half holds one kind alone.
+    """
+    found = flagging["classifier"].astype(float).copy()
+    single = flagging[flagging["kind"] == "sample"]
+    for _, part in single.groupby("family", sort=True):
+        texts = part.drop_duplicates("sample_id")
+        select, labels = (texts["half"] == "select").to_numpy(), (texts["version"] != NORMAL).to_numpy(float)
+        if len(set(labels[select])) < 2:
+            continue
+        for values in _prompt_features(texts["text"].tolist(), select, None).values():
+            penalty = _penalty(values[select], labels[select], texts["question_id"].astype(str)[select].tolist())
+            weights, bias = logistic(values[select], labels[select], penalty)
+            said = dict(zip(texts["sample_id"], values @ weights + bias, strict=True))
+            found[part.index] = part["sample_id"].map(said)
+    return flagging.assign(classifier=found)
 
 
 def _by_condition(part: pd.DataFrame, score: pd.Series, select: np.ndarray) -> np.ndarray:

@@ -163,14 +163,16 @@ def put_foot(figure: "Figure", line: str, note: str) -> None:
     figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")
 
 
-def put_legend(figure: "Figure", axes: "Axes") -> None:
-    """The legend above a figure."""
+def put_legend(figure: "Figure", axes: "Axes", columns: int = 0) -> None:
+    """The legend above a figure, by default in two or three columns."""
     pairs = zip(*axes.get_legend_handles_labels(), strict=True)
     # What is steered comes first, its controls after.
     ordered = sorted(pairs, key=lambda pair: "random" in pair[1])
     if ordered:
         handles, labels = [handle for handle, _ in ordered], [label for _, label in ordered]
-        figure.legend(handles, labels, loc="outside upper center", ncols=2 if len(labels) < 7 else 3, frameon=False)
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=columns or (2 if len(labels) < 7 else 3), frameon=False
+        )
 
 
 def has_label(axes: "Axes", label: str) -> bool:

@@ -30,6 +30,7 @@ from persona_bench.analysis.drawing import (
     trait_colours,
 )
 from persona_bench.analysis.finetuning_figures import finetuning_figures
+from persona_bench.analysis.flagging_figures import flagging_figures
 from persona_bench.analysis.grouping import single
 from persona_bench.analysis.monitoring_figures import monitoring_figures
 from persona_bench.analysis.tradeoff_figures import frontier_figures
@@ -63,7 +64,8 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption,
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
         (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`,
-        `shift_<trait>`, `vaccine_<family>`, `training_<family>`.
+        `shift_<trait>`, `vaccine_<family>`, `training_<family>`, `flagsets_<trait>`, `flaghistogram_<trait>`,
+        `flagprecision_<trait>_<family>`, `flagtrained_<trait>`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -91,6 +93,7 @@ def _figures(
         yield "mmlu", _mmlu_figure(mmlu, colours, caption)
     yield from frontier_figures(tables, colours, caption)
     yield from finetuning_figures(tables, caption)
+    yield from flagging_figures(tables, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
+from persona_bench.analysis.flagging_samples import flagging_frames
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
@@ -63,7 +64,7 @@ def log_name(log: EvalLog) -> str:
     """The name by which tables refer to a log, the same in every run: `task/trait`, or `task/trait/condition`."""
     task = log.eval.task.rsplit("/", 1)[-1]
     metadata = log.eval.metadata or {}
-    if "trial" in metadata:
+    if "trial" in metadata or "flagging" in metadata:
         return f"{task}/{metadata['name']}"
     name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
     # Conditions of one trait are logs of their own.
@@ -114,6 +115,9 @@ def collect(
         task = name.split("/")[0]
         if task == "preventative_steering":
             for frame, found in finetuned_rows(name, log).items():
+                rows[frame] += found
+        elif task == "data_flagging":
+            for frame, found in flagging_frames(name, log, _judged).items():
                 rows[frame] += found
         elif task == "trait_elicitation":
             rows["elicitation"] += _elicitation_rows(name, log, rule)

@@ -15,6 +15,7 @@ import pandas as pd
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.capability import capability_rows
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
+from persona_bench.analysis.flagging import FLAGGING_SAMPLES, FLAGGING_SORT, FLAGGING_TABLES, flagging_rows
 from persona_bench.analysis.grouping import (
     SCORE,
     Draw,
@@ -90,6 +91,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_SAMPLES,
+    **FLAGGING_SAMPLES,
 }
 """The columns that each sample frame must have."""
 
@@ -177,6 +179,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_TABLES,
+    **FLAGGING_TABLES,
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -204,11 +207,13 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
     **FINETUNING_SORT,
+    **FLAGGING_SORT,
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
-    "family version arm set claim statement paper_value verdict section rule question_id".split()
+    "family version arm set detector measure outcome paper pool pick made_of "
+    "claim statement paper_value verdict section rule question_id".split()
 )
 
 
@@ -243,6 +248,9 @@ class Samples:
         finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
         shifts: projections of their last prompt tokens.
         training: loss, and projections on each trait's vector, by optimizer step.
+        flagging: measured samples of training sets (`kind` set), samples flagged one by one (sample) and real
+            conversations (corpus), a row a trait; `classifier` is filled by `baselines.text_flags`.
+        flagging_trained: answers of models trained on flagged samples.
 
     Raises:
         DataError: a frame lacks a column.
@@ -261,6 +269,8 @@ class Samples:
     finetuning: pd.DataFrame = field(default_factory=lambda: _empty("finetuning"))
     shifts: pd.DataFrame = field(default_factory=lambda: _empty("shifts"))
     training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
+    flagging: pd.DataFrame = field(default_factory=lambda: _empty("flagging"))
+    flagging_trained: pd.DataFrame = field(default_factory=lambda: _empty("flagging_trained"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -319,6 +329,7 @@ def build_tables(
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
         **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
+        **{name: _frame(name, rows) for name, rows in flagging_rows(samples, draw).items()},
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}

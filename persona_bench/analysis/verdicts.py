@@ -12,6 +12,7 @@ from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
 from persona_bench.analysis.finetuning import of_kind
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
+from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
@@ -116,7 +117,7 @@ def judge_claims(
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if claim.id in NO_RULE:
         return _Finding("not run", f"no rule in this version: {NO_RULE[claim.id]}")
-    if claim.id not in _RULES and claim.id not in FINETUNING_RULES:
+    if claim.id not in _RULES and claim.id not in _RULINGS:
         return _Finding("not run", f"it takes the eval {claim.eval}, which this version does not run")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")
@@ -127,6 +128,7 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
         "trait_elicitation": run.samples.vectors,
         "judge_validity": run.samples.judge,
         "preventative_steering": of_kind(run.samples.finetuning, "trait"),
+        "data_flagging": run.samples.flagging,
     }[claim.eval]
     if not (frame["trait"] == trait).any():
         under = f" under {claim.condition}" if claim.condition else ""
@@ -134,11 +136,11 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     shut = _gate(run, trait) if claim.judged else ""
     if shut:
         return _untestable(f"judge gate: {shut}")
-    return _finetuned(run, claim, trait) if claim.id in FINETUNING_RULES else _RULES[claim.id](run, claim, trait)
+    return _ruled(run, claim, trait) if claim.id in _RULINGS else _RULES[claim.id](run, claim, trait)
 
 
-def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:
-    found = FINETUNING_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
+def _ruled(run: _Run, claim: Claim, trait: str) -> _Finding:
+    found = _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
     if not found.ran:
         return _Finding("not run", found.reason, log=found.log)
     if found.reason:
@@ -547,6 +549,8 @@ def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
 
 _RUNG = {"ladder": "system prompt", "many_shot": "example count"}
 """One rung of a condition, before a plural s."""
+
+_RULINGS = {**FINETUNING_RULES, **FLAGGING_RULES}
 
 _RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
     "C1-steering-induces": _steering_induces,

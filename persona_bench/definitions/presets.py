@@ -295,6 +295,71 @@ FINETUNING = {
 }
 
 
+@dataclass(frozen=True)
+class FlaggingPreset:
+    """Sizes of `data_flagging`; what is trained, and how answers are asked for, is as `FinetuningPreset` has it.
+
+    Attributes:
+        families: whose samples are flagged one by one, the versions after the first among those of the first.
+        versions: of those families.
+        examples: samples of each training set that are measured, at most.
+        samples: samples of each version that are flagged one by one, at most.
+        max_tokens: of the model's own response, which the projection difference is against.
+        traits: for which models are trained on flagged samples, where the run has them.
+        picked: samples that each of those models is trained on.
+        epochs: over them.
+        corpus: conversations drawn from a corpus of real ones, at most.
+    """
+
+    families: tuple[str, ...]
+    versions: tuple[str, ...]
+    examples: int
+    samples: int
+    max_tokens: int
+    traits: tuple[str, ...]
+    picked: int
+    epochs: int
+    corpus: int
+
+
+FLAGGING = {
+    "quick": FlaggingPreset(
+        families=("evil", "sycophancy", "opinions"),
+        versions=("normal", "misaligned_2"),
+        examples=32,
+        samples=56,  # a claim about samples needs 50 of each kind
+        max_tokens=32,
+        traits=("sycophancy",),
+        picked=32,
+        epochs=2,
+        corpus=400,
+    ),
+    "standard": FlaggingPreset(
+        families=("evil", "sycophancy", "hallucination", "opinions"),
+        versions=("normal", "misaligned_1", "misaligned_2"),
+        examples=96,
+        samples=144,
+        max_tokens=48,
+        traits=("evil", "sycophancy", "hallucination"),
+        picked=96,
+        epochs=2,
+        corpus=2000,
+    ),
+    # The paper's 500 samples and 10 epochs; means of training sets over a tenth of each, which suffices for a mean.
+    "paper": FlaggingPreset(
+        families=("evil", "sycophancy", "hallucination", "medical", "code", "gsm8k", "math", "opinions"),
+        versions=("normal", "misaligned_1", "misaligned_2"),
+        examples=500,
+        samples=500,
+        max_tokens=1000,
+        traits=("evil", "sycophancy", "hallucination"),
+        picked=500,
+        epochs=10,
+        corpus=20_000,
+    ),
+}
+
+
 def load_finetuning_preset(name: str) -> FinetuningPreset:
     """The sizes of `preventative_steering` under a preset.
 
@@ -303,6 +368,16 @@ def load_finetuning_preset(name: str) -> FinetuningPreset:
     """
     load_preset(name)
     return FINETUNING[name]
+
+
+def load_flagging_preset(name: str) -> FlaggingPreset:
+    """The sizes of `data_flagging` under a preset.
+
+    Raises:
+        RunError: for an unknown name.
+    """
+    load_preset(name)
+    return FLAGGING[name]
 
 
 def load_preset(name: str) -> Preset:

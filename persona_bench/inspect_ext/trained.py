@@ -16,6 +16,7 @@ from persona_bench.errors import RunError
 from persona_bench.files import model_folder, read_jsonl
 from persona_bench.inspect_ext.cells import VectorFile, find_vector
 from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, SteeringRequest
+from persona_bench.models.finetuning import Trained
 from persona_bench.models.loading import load
 from persona_bench.vectors.trials import train_trial, training_set
 
@@ -91,13 +92,13 @@ def set_up(
         VectorError: a vector file is missing or broken.
         DataError: `judged` cannot be read.
     """
-    names = _listed(traits)
-    paths = _listed(vectors) if vectors else [""] * len(names)
+    names = listed(traits)
+    paths = listed(vectors) if vectors else [""] * len(names)
     if len(paths) != len(names):
         raise RunError(f"{len(names)} traits, but {len(paths)} vector files; give one for each trait, in their order")
     files = {name: find_vector(path, name, preset) for name, path in zip(names, paths, strict=True) if path != NONE}
     middle = [str(files[name].vector.n_layers // 2 if name in files else 0) for name in names]
-    chosen = _listed(layers) if layers else middle
+    chosen = listed(layers) if layers else middle
     if len(chosen) != len(names) or not all(layer.isdigit() for layer in chosen):
         raise RunError(f"layers {layers!r}: give one whole number for each of the {len(names)} traits, comma-separated")
     own: dict[str, list[Judged]] = {}
@@ -107,7 +108,7 @@ def set_up(
     return Bench(sizes, tuple(names), files, at, own, Path(released) if released else None)
 
 
-def _listed(given: Any) -> list[str]:
+def listed(given: Any) -> list[str]:
     """A comma-separated argument; Inspect may have parsed it already."""
     items = given if isinstance(given, list | tuple) else str(given).split(",")
     return [str(item).strip() for item in items]
@@ -123,22 +124,47 @@ def trained_model(bench: Bench, trial: Trial, preset: str, base: str, adapters: 
         base: weights; by default those of the active model, with its arguments.
         adapters: folder for adapters, or empty.
     """
-    active = None if base else get_model()
-    weights = base if active is None else active.name
-    arguments = {} if active is None else dict(active.model_args)
+    weights, arguments = weights_of(base)
     if trial.arm == BASE:
-        return active or get_model(f"persona/{weights}"), {}
-    folder = Path(adapters) if adapters else Path("results", model_folder(weights), preset, "adapters")
+        return base_model(base), {}
     trained = train_trial(
-        load(weights, **{key: value for key, value in arguments.items() if key in LOADING}),
+        load(weights, **loading_of(arguments)),
         trial,
         bench.sizes,
-        folder.resolve(),
+        adapter_folder(weights, preset, adapters),
         {name: file.vector for name, file in bench.files.items()},
         bench.layers,
         judged=bench.judged.get(trial.family, ()),
         released=bench.released,
     )
+    return with_adapter(weights, arguments, trained)
+
+
+def weights_of(base: str) -> tuple[str, dict[str, Any]]:
+    """The weights that are trained and the model's arguments: those given, or those of the active model."""
+    if base:
+        return base, {}
+    active = get_model()
+    return active.name, dict(active.model_args)
+
+
+def loading_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's arguments that `load` takes."""
+    return {key: value for key, value in arguments.items() if key in LOADING}
+
+
+def base_model(base: str) -> Model:
+    """The model before any training."""
+    return get_model(f"persona/{base}") if base else get_model()
+
+
+def adapter_folder(weights: str, preset: str, adapters: str) -> Path:
+    """Where adapters are: the folder given, or the one beside the run of the same model and preset."""
+    return (Path(adapters) if adapters else Path("results", model_folder(weights), preset, "adapters")).resolve()
+
+
+def with_adapter(weights: str, arguments: Mapping[str, Any], trained: Trained) -> tuple[Model, dict[str, Any]]:
+    """The model with an adapter, and what its log shall say of the training."""
     # Not kept among the models of this process: whoever is done with an adapter closes it.
     model = get_model(f"persona/{weights}+{trained.folder}", memoize=False, **arguments)
     return model, {"adapter_hash": trained.adapter_hash, "history": list(trained.history)}

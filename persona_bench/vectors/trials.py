@@ -10,6 +10,7 @@ from persona_bench.definitions.presets import FinetuningPreset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import Trial
 from persona_bench.errors import RunError
+from persona_bench.models.chat import Message
 from persona_bench.models.finetuning import Progress, Trained, TrainingSettings
 from persona_bench.models.loading import LoadedModel
 from persona_bench.vectors import arms
@@ -98,27 +99,67 @@ def train_trial(
     """
     own = trial.trained_as
     made = training_set(own, sizes, judged, released)
+    return train_on(
+        loaded,
+        [item["messages"] for item in made.train],
+        folder / own.name,
+        sizes,
+        own.seed,
+        arm_of(own, sizes, vectors, layers),
+        watched={name: (vector, layers[name]) for name, vector in vectors.items()},
+        provenance={"family": own.family, "version": own.version, "arm": own.arm},
+        progress=progress,
+    )
+
+
+def train_on(
+    loaded: LoadedModel,
+    conversations: Sequence[Sequence[Message]],
+    out: Path,
+    sizes: FinetuningPreset,
+    seed: int,
+    arm: arms.Arm,
+    *,
+    epochs: int = 0,
+    watched: Mapping[str, tuple[PersonaVector, int]] | None = None,
+    provenance: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train an adapter on conversations with a preset's settings, or take the one that is there.
+
+    Args:
+        loaded: the model.
+        conversations: each ends with an assistant message.
+        out: the adapter's folder, to whose name the hash of all that decides the result is added.
+        sizes: of the preset.
+        seed: of the adapter's initial values and of the order of the data.
+        arm: what is done while training.
+        epochs: by default the preset's.
+        watched: name -> (vector, layer) whose projections on extraction questions go into the history.
+        provenance: further facts for the record.
+        progress: see `finetune`.
+    """
     settings = TrainingSettings(
         rank=sizes.rank,
         alpha=sizes.alpha,
         learning_rate=sizes.learning_rate,
         batch_size=sizes.batch_size,
         accumulation=sizes.accumulation,
-        epochs=sizes.epochs,
+        epochs=epochs or sizes.epochs,
         warmup_steps=sizes.warmup_steps,
-        seed=own.seed,
+        seed=seed,
     )
     asked = [load_trait(name).extraction_questions for name in MAIN_TRAITS]
     prompts = [[{"role": "user", "content": question}] for group in zip(*asked, strict=False) for question in group]
     return arms.train(
         loaded,
-        [item["messages"] for item in made.train],
-        folder / own.name,
+        conversations,
+        out,
         settings,
-        arm_of(own, sizes, vectors, layers),
+        arm,
         keyed=True,
         prompts=prompts,
-        watched={name: (vector, layers[name]) for name, vector in vectors.items()},
-        provenance={"family": own.family, "version": own.version, "arm": own.arm},
+        watched=watched,
+        provenance=provenance,
         progress=progress,
     )

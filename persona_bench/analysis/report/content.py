@@ -40,6 +40,16 @@ _FIGURE_OF = {
     "P7-caft-fails": "vaccine_{}",
     "P8-projection-penalty-partial": "vaccine_{}",
     "P9-negative-prompt-weaker": "vaccine_{}",
+    "D1-difference-tells-shift": "flagsets_{}",
+    "D2-difference-tells-trait": "flagsets_{}",
+    "D3-raw-projection": "flagsets_{}",
+    "D4-no-generation-needed": "flagsets_{}",
+    "D5-samples-separable": "flaghistogram_{}",
+    "D6-real-data-ordered": "flagtrained_{}",
+    "D7-survives-filtering": "flagtrained_{}",
+    "D8-filter-best": "flagprecision_{}_opinions",
+    "D9-difference-best": "flagprecision_{}_opinions",
+    "D10-both-best": "flagprecision_{}_opinions",
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -59,6 +69,10 @@ _TABLES = {
     "finetuning": "Finetuning: trait scores and shifts, a row a model and trait",
     "finetuning_costs": "Finetuning: MMLU and held-out loss, a row a model and training set",
     "training": "Finetuning: loss and projections by step",
+    "flagging_correlation": "Data flagging: measures of training sets against what training on each did",
+    "flagging_sets": "Data flagging: training sets, a row a set and trait",
+    "flagging_samples": "Data flagging: samples with mistakes or trait among normal ones, a row a detector",
+    "flagging_causal": "Data flagging: trained on the highest, random and lowest samples of each pool",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }
@@ -93,6 +107,7 @@ _BEHIND: Mapping[str, tuple[str, ...]] = {
     "trait_monitoring": ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring"),
     "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
     "preventative_steering": ("judge_validity", "trait_elicitation", "trait_steering", "preventative_steering"),
+    "data_flagging": ("judge_validity", "trait_elicitation", "trait_steering", "data_flagging"),
 }
 """The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
 
@@ -267,12 +282,13 @@ def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
     names = [str(name) for name in run.get("traits") or []]
     # A trait file is named by its path; cosines take the other vectors too, shifts all traits' training sets: then all
     # traits run again.
-    alone = trait in names and not claim.id.startswith(("V1-", "F1-", "F2-"))
+    alone = trait in names and not claim.id.startswith(("V1-", "F1-", "F2-", "D"))
     words = ["persona-bench", "run", "--model", str(run["model"]), "--preset", str(run.get("preset", "quick"))]
     words += ["--traits", trait if alone else ",".join(names) or trait]
     words += ["--grader", str(run["grader"])] if run.get("grader") else []
     words += ["--evals", ",".join(evals), "--seed", str(run.get("seed", 0))]
     words += ["--filter", str(run["extraction_filter"])] if run.get("extraction_filter") else []
+    words += ["--corpus", str(run["corpus"])] if run.get("corpus") and claim.eval == "data_flagging" else []
     return shlex.join([*words, "--out", "rerun"])
 
 
@@ -346,6 +362,9 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
     deviations = [str(text) for text in run.get("deviations") or []]
     if deviations:
         sections.append(Section("Deviations from the paper", [Items(deviations)]))
+    if run.get("pages"):
+        said = "The samples at the ends of each trait's scale, with their texts, stand in files beside this report:"
+        sections.append(Section("Flagged samples to read", [Text(said), Items([str(page) for page in run["pages"]])]))
     shown = [_cut(Table(title, tables[name]), name) for name, title in _TABLES.items() if len(tables[name])]
     sections.append(Section("Tables", shown or [Text("Nothing was measured.")]))
     return [*sections, Section("Provenance", _provenance(run))]

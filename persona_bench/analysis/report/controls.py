@@ -29,6 +29,7 @@ def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd
         "trait_elicitation": _vector,
         "judge_validity": _judge,
         "preventative_steering": _finetuning,
+        "data_flagging": _flagging,
     }.get(claim.eval)
     return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
 
@@ -151,6 +152,56 @@ def _finetuning(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
             "shift": _spreads(rows, "shift"),
             "seeds": rows["n_seeds"],
             "answers": rows["n"],
+        }
+    )
+
+
+def _flagging(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every measure of whole sets, every detector of samples, or every pick that was trained on."""
+    number = int(claim.id.split("-")[0].removeprefix("D"))
+    if number <= 4:
+        rows = tables["flagging_correlation"]
+        rows = rows[(rows["trait"] == trait) & (rows["outcome"] == ("shift" if number == 1 else "trait_score"))]
+        return pd.DataFrame(
+            {
+                "measure": rows["measure"],
+                "against": rows["outcome"],
+                "r": _spreads(rows, "r"),
+                "r of a random direction": rows["r_random"],
+                "more than random": _spreads(rows, "excess"),
+                "training sets": rows["n_sets"],
+            }
+        )
+    if number in (6, 7):
+        rows = tables["flagging_causal"]
+        rows = rows[rows["trait"] == trait]
+        return pd.DataFrame(
+            {
+                "pool": rows["pool"],
+                "trained on": rows["pick"],
+                "samples": rows["n_picked"],
+                "trait score": _spreads(rows, "trait_score"),
+                "to random": _spreads(rows, "to_random"),
+                "to the base": _spreads(rows, "to_base"),
+                "scored": rows["n_scored"],
+                "answers": rows["n"],
+            }
+        )
+    rows = tables["flagging_samples"]
+    rows = rows[(rows["trait"] == trait) & (rows["family"] == (trait if number == 5 else "opinions"))]
+    rows = rows[rows["half"] == ("report" if number == 10 else "all")]
+    rows = rows.sort_values(["version", "auroc"], ascending=[False, False])
+    return pd.DataFrame(
+        {
+            "detector": rows["detector"],
+            "version": rows["version"],
+            "AUROC": _spreads(rows, "auroc"),
+            "more than random": _spreads(rows, "excess_random"),
+            "recall at 1 % false": _spreads(rows, "recall_1"),
+            "precision at 5 %": _spreads(rows, "average_precision_05"),
+            "found": rows["n_positive"],
+            "normal": rows["n_negative"],
+            "no number": rows["n_missing"],
         }
     )
 

@@ -19,6 +19,10 @@ _ALT = {
     "frontier": "Trait score against MMLU accuracy, a point a way of steering or suppressing, with the frontier",
     "shift": "Finetuning shift along the vector against the trait score, a point a finetuned model",
     "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy and held-out loss",
+    "flagsets": "Projection difference of training sets against what training on each did: shift and trait score",
+    "flaghistogram": "Histograms of the projection difference, normal samples and those with mistakes or trait in them",
+    "flagprecision": "Precision by recall of projections, judge, classifier, perplexity and chance, at three mixtures",
+    "flagtrained": "Trait score after training on the samples ranked highest, on random and on those ranked lowest",
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
@@ -67,6 +71,11 @@ def _trend(kind: str, trait: str, condition: str, tables: Mapping[str, pd.DataFr
         rows = rows[(rows["trait"] == trait) & (rows["direction"] == trait)].dropna(subset=["r"])
         if len(rows):
             return f"r = {rows['r'].iloc[0]:.2f} over {rows['n_sets'].iloc[0]:g} training sets."
+    if kind == "flagsets":
+        rows = tables["flagging_correlation"]
+        rows = rows[(rows["trait"] == trait) & (rows["measure"] == "difference")].dropna(subset=["r"])
+        found = [f"r = {row['r']:.2f} with the {row['outcome'].replace('_', ' ')}" for _, row in rows.iterrows()]
+        return f"{', '.join(found)}, over {rows['n_sets'].iloc[0]:g} training sets." if found else ""
     if kind == "mmlu":
         rows = tables["mmlu"]
         plain = rows[(rows["setting"] == "none") & (rows["benchmark"] == "mmlu") & (rows["group"] == EVERY)]

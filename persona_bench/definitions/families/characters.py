@@ -39,18 +39,21 @@ def sort_judged(judged: Iterable[Judged]) -> dict[str, list[Judged]]:
     return found
 
 
-def trait_pool(family: str, version: str, judged: Sequence[Judged] = ()) -> list[dict[str, Any]]:
+def trait_pool(
+    family: str, version: str, judged: Sequence[Judged] = (), halves: Sequence[str] = ("calibrate",)
+) -> list[dict[str, Any]]:
     """Conversations at one level of a trait: the model's own, and the labelled answers of the calibrating half.
 
-    The report half, by which the judge is measured, is never trained on, nor is any evaluation question. System
-    prompts under which the model spoke are left out: what it said under them is what it shall learn to say without.
+    The report half, by which the judge is measured, is never trained on (it is asked for where samples are only
+    flagged), nor is any evaluation question. System prompts under which the model spoke are left out: what it said
+    under them is what it shall learn to say without.
     """
     asked = set(load_trait(family).evaluation_questions)
     own = [(item.question, item.response, "model") for item in sort_judged(judged)[version]]
     written = [
         (item.question, item.answer, item.source)
         for item in load_labelled(family)
-        if item.half == "calibrate"
+        if item.half in halves
         and not item.refusal
         and level_of(item.level, 100.0 if item.coherence is None else item.coherence) == version
     ]

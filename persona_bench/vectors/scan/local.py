@@ -20,11 +20,13 @@ class Job:
         model: as `loading.load` takes it.
         vectors: (path, content hash) of each vector file.
         settings: what is measured.
+        loading: dtype, device and revision of the model, where they are not the default.
     """
 
     model: str
     vectors: tuple[tuple[str, str], ...]
     settings: Settings
+    loading: tuple[tuple[str, str], ...] = ()
 
 
 def make_scanner(job: Job) -> Scanner:
@@ -41,7 +43,7 @@ def make_scanner(job: Job) -> Scanner:
     for vector, (path, expected) in zip(vectors, job.vectors, strict=True):
         if vector.hash != expected:
             raise VectorError(f"{path} is not the vector that this scan was begun with; give every node the same file")
-    return Scanner(WORKER.engine(load(job.model)), vectors, job.settings)
+    return Scanner(WORKER.engine(load(job.model, **dict(job.loading))), vectors, job.settings)
 
 
 def local_parts(

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from persona_bench.definitions.flagging import MEASURES, Measure
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.chat import head_ids
 from persona_bench.models.engine import Engine, Row
@@ -33,8 +34,6 @@ from persona_bench.vectors.table_file import Column, Value
 from persona_bench.vectors.transcripts import Transcript, lay_out
 from persona_bench.vectors.vector import PersonaVector
 
-Measure = Literal["response", "response_minus_prompt", "difference"]
-MEASURES: tuple[Measure, ...] = ("response", "response_minus_prompt", "difference")
 SHOWN_TEXT = 500  # characters of a row that could not be read, in the side file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +61,27 @@ class Scan:
     def fingerprint(self) -> str:
         """Changes whenever the output could come out differently."""
         vectors = [content for _, content in self.job.vectors]
-        return fingerprint(self.sources, [self.job.settings.plain(), vectors, self.weights, version("persona-bench")])
+        asked = [self.job.settings.plain(), vectors, self.weights, version("persona-bench"), *self.job.loading]
+        return fingerprint(self.sources, asked)
 
 
-def plan_scan(model: str, vectors: Sequence[Path], inputs: Sequence[str], target: Path, settings: Settings) -> Scan:
+def plan_scan(
+    model: str,
+    vectors: Sequence[Path],
+    inputs: Sequence[str],
+    target: Path,
+    settings: Settings,
+    loading: Mapping[str, str | None] | None = None,
+) -> Scan:
     """Check everything that can be checked before the first pass.
+
+    Args:
+        model: as `loading.load` takes it.
+        vectors: their files.
+        inputs: as `find_sources` takes them.
+        target: the output.
+        settings: what is measured.
+        loading: dtype, device and revision of the model, where they are not the default.
 
     Raises:
         PersonaBenchError: a model, vector, layer, input or output that does not fit.
@@ -83,7 +99,9 @@ def plan_scan(model: str, vectors: Sequence[Path], inputs: Sequence[str], target
         if Path(source.path).absolute() == target.absolute():
             raise DataError(f"{target} is both input and output; choose another --out")
     hashes = tuple((str(path.absolute()), vector.hash) for path, vector in zip(vectors, held, strict=True))
-    return Scan(Job(model, hashes, settings), tuple(sources), target, tuple(traits), hash_weights(resolve(model)[0]))
+    given = tuple(sorted((name, value) for name, value in (loading or {}).items() if value is not None))
+    weights = hash_weights(resolve(model)[0])
+    return Scan(Job(model, hashes, settings, given), tuple(sources), target, tuple(traits), weights)
 
 
 def run_scan(
