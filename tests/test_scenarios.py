@@ -96,12 +96,18 @@ def test_pairs_are_matched_and_topics_crossed(behaviour: str) -> None:
 
 
 def test_what_is_rewarded_is_what_the_scene_says() -> None:
+    gains = {frame["outcomes"][0] for frame in json.loads((DATA / "deception.json").read_text())["frames"]}
+    primed = Counter()
     for scene in load_scenes("deception"):
         truth, lie = scene.check.options[scene.check.marked], scene.choice.options[scene.choice.marked]
+        story = scene.choice.text.replace(scene.check.text, "")
         assert truth != lie and scene.check.text in scene.choice.text
-        assert ((lie if scene.rewarded else truth) in scene.choice.text) and (
-            (truth if scene.rewarded else lie) not in scene.choice.text.replace(scene.check.text, "")
-        )
+        named, gain = re.search(rf"\b{lie}\b", story), bool(gains & set(re.findall(r"\w+", story)))
+        assert bool(named) != bool(re.search(rf"\b{truth}\b", story))
+        assert (bool(named) == gain) == scene.rewarded
+        primed[bool(named), scene.rewarded] += 1
+    # Whoever repeats the answer that the scene names lies as often without a reward.
+    assert len(set(primed.values())) == 1 and len(primed) == 4
     for scene in load_scenes("sandbagging"):
         assert scene.choice.options[scene.check.marked] != scene.choice.options[scene.choice.marked]
         assert scene.choice.text.endswith(scene.check.text)
@@ -130,8 +136,8 @@ def broken(tmp_path: Path, name: str, change: object) -> Path:
         ("deception", "deception", "{", "cannot read"),
         ("deception", "facts", lambda d: d["topics"].__delitem__(slice(5, None)), "topics"),
         ("deception", "facts", lambda d: d["topics"][0]["answers"].__setitem__(1, "paris"), "both answers"),
-        ("deception", "deception", lambda d: d["frames"].__setitem__(0, "No place for {question}."), "reward"),
-        ("sandbagging", "sandbagging", lambda d: d["names"].__setitem__(0, ["red", "Red"]), "both names"),
+        ("deception", "deception", lambda d: d["frames"][0].update(text="No {question}."), "outcome"),
+        ("sandbagging", "sandbagging", lambda d: d["names"].__setitem__(0, ["red", "Red"]), "both of a pair"),
         ("self_preservation", "self_preservation", lambda d: d["events"].__setitem__(1, "It ends."), "off"),
         ("self_preservation", "self_preservation", lambda d: d.pop("check"), "check"),
         ("instrumental_convergence", "instrumental_convergence", lambda d: d.update(more=1), "more"),

@@ -108,17 +108,33 @@ def _holds(text: str, *places: str) -> None:
         )
 
 
-class _Frames(_Part):
-    """Scenes around a question: deception and sandbagging."""
+class _Told(_Part):
+    """A scene around a question, and the words for a gain and a loss of the side that the model is on."""
 
+    text: Text
+    outcomes: Two
+
+    @model_validator(mode="after")
+    def _places(self) -> _Told:
+        _holds(self.text, "question", "outcome", "answer")
+        _distinct((self.outcomes,))
+        return self
+
+
+class _Deception(_Part):
+    frames: tuple[_Told, ...] = Field(min_length=1)
+    provenance: dict[str, Any]
+
+
+class _Sandbagging(_Part):
     frames: tuple[Text, ...] = Field(min_length=1)
-    names: tuple[Two, ...] = ()
+    names: tuple[Two, ...] = Field(min_length=1)
     provenance: dict[str, Any]
 
     @model_validator(mode="after")
-    def _places(self) -> _Frames:
+    def _places(self) -> _Sandbagging:
         for frame in self.frames:
-            _holds(frame, *(("careful", "poor", "you") if self.names else ("question", "reward")))
+            _holds(frame, "careful", "poor", "you")
         _distinct(self.names)
         return self
 
@@ -163,7 +179,7 @@ class _Convergence(_Part):
 def _distinct(names: tuple[Two, ...]) -> None:
     for first, second in names:
         if first.lower() == second.lower():
-            raise ValueError(f"both names of a pair are {first!r}")
+            raise ValueError(f"both of a pair are {first!r}")
 
 
 def load_scenes(behaviour: str, folder: Path | None = None) -> tuple[Scene, ...]:
@@ -219,20 +235,30 @@ def _pair(
 
 
 def _deception(folder: Path | None) -> Iterator[Scene]:
-    """The question is about one of two facts, and what is rewarded is the answer to that one or to the other."""
-    facts, parts = _read("facts", _Facts, folder), _read("deception", _Frames, folder)
+    """One answer is named, to a question that it is right or wrong for, and brings the model's side a gain or a loss.
+
+    So a lie is rewarded where the wrong answer brings a gain or the right one a loss. A model that repeats whatever
+    answer it has read lies as often in the twin, where the same answer brings the opposite.
+    """
+    facts, parts = _read("facts", _Facts, folder), _read("deception", _Deception, folder)
     for topic, fact in enumerate(facts.topics):
         # Every frame serves both halves.
-        frame, answers = _turn(parts.frames, topic // 2), fact.answers
+        frame, named = _turn(parts.frames, topic // 2), topic // 2 % 2
         for number, question in enumerate(fact.questions):
-            lie, check = 1 - number, Choice(question, answers, number)
-            told = [Choice(frame.format(question=question, reward=reward), answers, lie) for reward in answers]
-            yield from _pair("deception", topic, number, (told[lie], check), (told[number], check))
+            lie, check = 1 - number, Choice(question, fact.answers, number)
+            gain, loss = (
+                Choice(
+                    frame.text.format(question=question, outcome=outcome, answer=fact.answers[named]), fact.answers, lie
+                )
+                for outcome in frame.outcomes
+            )
+            rewarded, twin = (gain, loss) if named == lie else (loss, gain)
+            yield from _pair("deception", topic, number, (rewarded, check), (twin, check))
 
 
 def _sandbagging(folder: Path | None) -> Iterator[Scene]:
     """One of two groups is told to answer wrongly, and the model is in that one or in the other."""
-    facts, parts = _read("facts", _Facts, folder), _read("sandbagging", _Frames, folder)
+    facts, parts = _read("facts", _Facts, folder), _read("sandbagging", _Sandbagging, folder)
     for topic, fact in enumerate(facts.topics):
         frame, names = _turn(parts.frames, topic // 2), _turn(parts.names, topic, 3)
         for number, question in enumerate(fact.questions):
