@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_bench.definitions.outcomes import FILTERS
 from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.traits import Trait, load_labelled, load_trait
 from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, model_folder, write_atomic
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+    from persona_bench.analysis.baselines import Embed
     from persona_bench.analysis.tables import Samples
     from persona_bench.vectors.vector import PersonaVector
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
-ALL_EVALS = (*CORE_EVALS, "preventative_steering")
+ALL_EVALS = (*CORE_EVALS, "stated_limits", "preventative_steering")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-1.5b"
 NEED_VECTORS = frozenset(ALL_EVALS[2:])
@@ -79,6 +82,8 @@ class Settings:
     def fingerprint(self) -> str:
         """Changes whenever a run with these settings could come out differently: settings, texts, version."""
         texts = [load_trait(name).hash for name in self.traits]
+        if "stated_limits" in self.evals:
+            texts += [scene.choice.prompt for name in BEHAVIOURS for scene in load_scenes(name)]
         labels = [[item.model_dump() for item in load_labelled(name)] for name in self.traits]
         content = json.dumps([asdict(self), texts, labels, version("persona-bench")], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -239,6 +244,8 @@ class _Run:
             self.steer(vectors)
         with self.record.timed("mmlu"):
             layers = self.mmlu(vectors)
+        with self.record.timed("limits"):
+            self.limits()
         with self.record.timed("finetune"):
             self.finetune(vectors, layers)
         with self.record.timed("analyse"):
@@ -443,6 +450,25 @@ class _Run:
         others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
         return ",".join(map(str, dict.fromkeys((chosen, *others))))
 
+    def limits(self) -> None:
+        """Put the model to the scenes of every behaviour that the paper does not show its vectors to detect."""
+        from evals.stated_limits import stated_limits
+
+        if self._wants("stated_limits"):
+            self._eval_set(
+                "limits",
+                [
+                    stated_limits(behaviour=name, preset=self.settings.preset, activations=str(self._activations))
+                    for name in BEHAVIOURS
+                ],
+            )
+
+    @property
+    def _activations(self) -> Path:
+        from persona_bench.inspect_ext.scenes import FOLDER
+
+        return (self.folder / FOLDER).resolve()
+
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
         """Train every trial's adapter and measure it before the next: merged weights are held one at a time."""
         from evals.preventative_steering import preventative_steering
@@ -590,7 +616,7 @@ class _Run:
         logs = self._logs()
         samples = collect(logs, list(vectors.values()), self._filter, layers)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
-        samples = self._with_baselines(samples)
+        samples = self._with_monitors(self._with_baselines(samples), vectors)
         tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
         claims = judge_claims(
             samples,
@@ -624,20 +650,41 @@ class _Run:
         import pandas as pd
 
         from persona_bench.analysis.baselines import baseline_rows, text_monitors
+
+        embedding = self._embedding
+        judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
+        if judged:
+            samples = replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(judged)]))
+        read = text_monitors(samples.monitoring, embedding)
+        return replace(samples, projections=pd.concat([samples.projections, read])) if len(read) else samples
+
+    @cached_property
+    def _embedding(self) -> Embed | None:
+        """Sentence embeddings for baselines, or None where they cannot be had, which is then warned of."""
         from persona_bench.models.embeddings import embed
 
         try:
             embed(["a"])
         except AssetError as error:
             self.record.warnings.append(f"no sentence embeddings, so those baselines are left out: {error}")
-            embedding = None
-        else:
-            embedding = embed
-        judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
-        if judged:
-            samples = replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(judged)]))
-        read = text_monitors(samples.monitoring, embedding)
-        return replace(samples, projections=pd.concat([samples.projections, read])) if len(read) else samples
+            return None
+        return embed
+
+    def _with_monitors(self, samples: Samples, vectors: dict[str, PersonaVector]) -> Samples:
+        """What monitors of behaviours say of the scenes, from the sidecars and the run's vectors."""
+        from persona_bench.analysis import statistics as st
+        from persona_bench.analysis.grouping import Draw
+        from persona_bench.analysis.monitors import monitor_rows
+        from persona_bench.inspect_ext.scenes import read_activations
+
+        if samples.scenes.empty:
+            return samples
+        directions = {name: vector.directions["persona"].numpy() for name, vector in vectors.items()}
+        draw = Draw(self.settings.seed, st.RESAMPLES)
+        found = monitor_rows(
+            samples.scenes, lambda name: read_activations(self._activations, name), directions, draw, self._embedding
+        )
+        return replace(samples, monitors=found)
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         root = self.folder.resolve()

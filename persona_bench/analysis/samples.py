@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
+from persona_bench.analysis.behaviours import scene_rows
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import Filter
@@ -63,6 +64,8 @@ def log_name(log: EvalLog) -> str:
     """The name by which tables refer to a log, the same in every run: `task/trait`, or `task/trait/condition`."""
     task = log.eval.task.rsplit("/", 1)[-1]
     metadata = log.eval.metadata or {}
+    if "behaviour" in metadata:
+        return f"{task}/{metadata['behaviour']}"
     if "trial" in metadata:
         return f"{task}/{metadata['name']}"
     name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
@@ -115,6 +118,8 @@ def collect(
         if task == "preventative_steering":
             for frame, found in finetuned_rows(name, log).items():
                 rows[frame] += found
+        elif task == "stated_limits":
+            rows["scenes"] += scene_rows(name, log)
         elif task == "trait_elicitation":
             rows["elicitation"] += _elicitation_rows(name, log, rule)
         elif task in readers:
@@ -149,7 +154,7 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS[name]))
-    measured = ("trait_score", "coherence", "correct", "margin", "letter", "cloze", "loss")
+    measured = ("trait_score", "coherence", "correct", "margin", "letter", "cloze", "loss", "shown", "check")
     keys = [column for column in frame.columns if column not in measured]
     return frame.sort_values(keys, kind="stable", ignore_index=True)
 

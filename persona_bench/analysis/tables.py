@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.behaviours import SCENES, shown_rows
 from persona_bench.analysis.capability import capability_rows
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.grouping import (
@@ -28,6 +29,7 @@ from persona_bench.analysis.grouping import (
     single,
     spread,
 )
+from persona_bench.analysis.limits import MONITORS, limit_rows
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
 from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
@@ -90,6 +92,8 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_SAMPLES,
+    "scenes": SCENES,
+    "monitors": MONITORS,
 }
 """The columns that each sample frame must have."""
 
@@ -177,6 +181,14 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_TABLES,
+    "behaviours": (
+        *("trait", "behaviour", "way", "n", "n_passed", *_with_interval("checks", "rewarded", "twin", "difference")),
+        *("n_select", "n_report", "reason", "log"),
+    ),
+    "limits": (
+        *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *_with_interval("auroc")),
+        *(*_with_interval("excess_random", "excess_text"), "threshold_1", *_with_interval("tpr_1", "fpr_1"), "log"),
+    ),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -204,11 +216,14 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
     **FINETUNING_SORT,
+    "behaviours": ("behaviour",),
+    "limits": ("behaviour", "monitor"),
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
-    "family version arm set claim statement paper_value verdict section rule question_id".split()
+    "family version arm set claim statement paper_value verdict section rule question_id "
+    "behaviour way monitor detail".split()
 )
 
 
@@ -243,6 +258,8 @@ class Samples:
         finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
         shifts: projections of their last prompt tokens.
         training: loss, and projections on each trait's vector, by optimizer step.
+        scenes: what was chosen in scenes of behaviours (`analysis.behaviours`).
+        monitors: what each monitor of a behaviour says of the scenes (`analysis.limits`).
 
     Raises:
         DataError: a frame lacks a column.
@@ -261,6 +278,8 @@ class Samples:
     finetuning: pd.DataFrame = field(default_factory=lambda: _empty("finetuning"))
     shifts: pd.DataFrame = field(default_factory=lambda: _empty("shifts"))
     training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
+    scenes: pd.DataFrame = field(default_factory=lambda: _empty("scenes"))
+    monitors: pd.DataFrame = field(default_factory=lambda: _empty("monitors"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -319,6 +338,8 @@ def build_tables(
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
         **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
+        "behaviours": _frame("behaviours", list(shown_rows(samples.scenes, draw))),
+        "limits": _frame("limits", list(limit_rows(samples.scenes, samples.monitors, draw))),
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}

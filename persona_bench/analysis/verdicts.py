@@ -13,6 +13,7 @@ from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar
 from persona_bench.analysis.finetuning import of_kind
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -114,6 +115,12 @@ def judge_claims(
 
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    if claim.id in LIMIT_RULES:
+        return _limit(run, claim, trait)
+    return _found(run, claim, trait, no_vector)
+
+
+def _found(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if claim.id in NO_RULE:
         return _Finding("not run", f"no rule in this version: {NO_RULE[claim.id]}")
     if claim.id not in _RULES and claim.id not in FINETUNING_RULES:
@@ -135,6 +142,10 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if shut:
         return _untestable(f"judge gate: {shut}")
     return _finetuned(run, claim, trait) if claim.id in FINETUNING_RULES else _RULES[claim.id](run, claim, trait)
+
+
+def _limit(run: _Run, claim: Claim, trait: str) -> _Finding:
+    return _Finding(**vars(LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))))
 
 
 def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:
