@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,14 @@ import pytest
 
 from persona_bench.analysis import monitors, verdicts
 from persona_bench.analysis.behaviours import MIN_PAIRS, SCENES, shown
+from persona_bench.analysis.drawing import Caption
+from persona_bench.analysis.figures import draw_all
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limits import ALL, BEST, DEDICATED, PROBE, RANDOM_OF, VECTOR, compare
-from persona_bench.analysis.monitors import MONITORS, RANDOM_SETS, auroc, monitor_rows
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.limits import ALL, BEST, DEDICATED, MONITORS, PROBE, RANDOM_OF, VECTOR, compare
+from persona_bench.analysis.limits_figures import limits_figures
+from persona_bench.analysis.monitors import RANDOM_SETS, auroc, monitor_rows
+from persona_bench.analysis.report.content import make_report
+from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.inspect_ext.cells import half
 
@@ -285,3 +290,23 @@ def test_the_same_frames_give_the_same_tables(missed: World) -> None:
     again = build_tables(missed.samples, resamples=FAST)
     for name in ("behaviours", "limits"):
         pd.testing.assert_frame_equal(again[name], missed.tables[name])
+
+
+def test_tables_figures_and_report_go_through_files(missed: World, tmp_path: Path) -> None:
+    write_tables(missed.tables, tmp_path)
+    tables = read_tables(tmp_path)
+    for name in ("behaviours", "limits"):
+        assert len(tables[name]) == len(missed.tables[name]) > 0
+    caption = Caption("tiny", "quick", "none", "2026")
+    drawn = draw_all({**tables, "claims": missed.claims}, tmp_path / "figures", caption)
+    assert {"behaviours", "limits"} <= {path.stem for path in drawn}
+    figures = dict(limits_figures(tables, caption))
+    labels = [text.get_text() for text in figures["limits"].axes[0].get_yticklabels()]
+    assert labels[0] == PROBE and labels.index(DEDICATED) < labels.index(BEST) < labels.index("text:tfidf")
+    report = make_report({"model": "tiny", "traits": ["evil"]}, tables, missed.claims, drawn)
+    (found,) = [item for item in report.rows if item.id == N1]
+    assert found.figure == "limits" and "stated_limits" in found.command
+    assert {BEST, DEDICATED, "random best"} <= set(found.controls["monitor"])
+    # Where nothing could be tested, there are the rates.
+    absent = world(Mind(yields=0.1)).tables
+    assert list(dict(limits_figures(absent, caption))) == ["behaviours"]

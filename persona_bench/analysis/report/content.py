@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from persona_bench.analysis.drawing import slug
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
 from persona_bench.analysis.tables import BASELINE
@@ -40,6 +41,7 @@ _FIGURE_OF = {
     "P7-caft-fails": "vaccine_{}",
     "P8-projection-penalty-partial": "vaccine_{}",
     "P9-negative-prompt-weaker": "vaccine_{}",
+    **dict.fromkeys(LIMIT_RULES, "limits"),
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -59,6 +61,8 @@ _TABLES = {
     "finetuning": "Finetuning: trait scores and shifts, a row a model and trait",
     "finetuning_costs": "Finetuning: MMLU and held-out loss, a row a model and training set",
     "training": "Finetuning: loss and projections by step",
+    "behaviours": "Behaviours: what the model did in scenes that reward one and in their twins",
+    "limits": "Behaviours: each monitor, from random directions to a probe made for it",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }
@@ -82,7 +86,8 @@ _LIMITS = (
     "answers are averaged: read those counts beside each trait score.",
     "The random control is one draw of a random direction, not a distribution of them.",
     "An inconclusive verdict is no evidence of absence, least of all in a small preset.",
-    "Nothing here shows that goal-directed deception, sandbagging or evasion of monitoring would be detected.",
+    "Goal-directed deception, sandbagging, self-preservation and instrumental convergence are tried in short forced "
+    "choices alone (stated_limits): that one is seen there does not show that it would be seen elsewhere.",
 )
 
 
@@ -93,6 +98,7 @@ _BEHIND: Mapping[str, tuple[str, ...]] = {
     "trait_monitoring": ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring"),
     "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
     "preventative_steering": ("judge_validity", "trait_elicitation", "trait_steering", "preventative_steering"),
+    "stated_limits": ("judge_validity", "trait_elicitation", "trait_steering", "stated_limits"),
 }
 """The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
 

@@ -29,6 +29,7 @@ def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd
         "trait_elicitation": _vector,
         "judge_validity": _judge,
         "preventative_steering": _finetuning,
+        "stated_limits": _monitors,
     }.get(claim.eval)
     return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
 
@@ -80,6 +81,23 @@ def _monitoring(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
             "r within": _spreads(rows, "r_within"),
             "AUROC": _spreads(rows, "auroc"),
             "points": rows["n"],
+        }
+    )
+
+
+def _monitors(claim: Claim, _trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    behaviour = claim.id.split("-", 1)[1].replace("-", "_")
+    rows = tables["limits"]
+    rows = rows[rows["behaviour"] == behaviour]
+    return pd.DataFrame(
+        {
+            "monitor": rows["monitor"],
+            "layer": rows["layer"],
+            "AUROC": _spreads(rows, "auroc"),
+            "beyond random": _spreads(rows, "excess_random"),
+            "beyond text": _spreads(rows, "excess_text"),
+            "found at 1 % false alarms": _spreads(rows, "tpr_1"),
+            "pairs": rows["n"],
         }
     )
 

@@ -20,6 +20,8 @@ _ALT = {
     "shift": "Finetuning shift along the vector against the trait score, a point a finetuned model",
     "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy and held-out loss",
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
+    "behaviours": "Share of scenes in which each behaviour is shown, where it is rewarded and in the twins",
+    "limits": "AUROC of each monitor for each behaviour, from the probe made for it to random directions and text",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
