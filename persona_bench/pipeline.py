@@ -18,8 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_bench.definitions.evasion import EVASION, has_texts, system_prompts
+from persona_bench.definitions.evasion import texts as evasion_texts
 from persona_bench.definitions.outcomes import FILTERS
-from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.presets import Preset, load_limits_preset, load_preset
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.traits import Trait, load_labelled, load_trait
 from persona_bench.errors import AssetError, ExtractionError, RunError
@@ -83,7 +85,7 @@ class Settings:
         """Changes whenever a run with these settings could come out differently: settings, texts, version."""
         texts = [load_trait(name).hash for name in self.traits]
         if "stated_limits" in self.evals:
-            texts += [scene.choice.prompt for name in BEHAVIOURS for scene in load_scenes(name)]
+            texts += [evasion_texts(), *(scene.choice.prompt for name in BEHAVIOURS for scene in load_scenes(name))]
         labels = [[item.model_dump() for item in load_labelled(name)] for name in self.traits]
         content = json.dumps([asdict(self), texts, labels, version("persona-bench")], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -245,7 +247,7 @@ class _Run:
         with self.record.timed("mmlu"):
             layers = self.mmlu(vectors)
         with self.record.timed("limits"):
-            self.limits()
+            self.limits(vectors, layers)
         with self.record.timed("finetune"):
             self.finetune(vectors, layers)
         with self.record.timed("analyse"):
@@ -391,6 +393,9 @@ class _Run:
         if self._wants("trait_monitoring"):
             said = [item for name in self._conditions(trait) for item in conversations(name, trait, questions)]
             n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts
+        if self._wants("stated_limits") and has_texts(trait):
+            limits = load_limits_preset(sizes.name)
+            n += questions * len(system_prompts(trait, limits)) * limits.evasion_rollouts
         return n
 
     def _conditions(self, trait: Trait) -> list[str]:
@@ -450,18 +455,24 @@ class _Run:
         others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
         return ",".join(map(str, dict.fromkeys((chosen, *others))))
 
-    def limits(self) -> None:
-        """Put the model to the scenes of every behaviour that the paper does not show its vectors to detect."""
+    def limits(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """What the paper does not show its vectors to detect: every behaviour, and evasion of each trait's vector."""
         from evals.stated_limits import stated_limits
 
-        if self._wants("stated_limits"):
-            self._eval_set(
-                "limits",
-                [
-                    stated_limits(behaviour=name, preset=self.settings.preset, activations=str(self._activations))
-                    for name in BEHAVIOURS
-                ],
+        if not self._wants("stated_limits"):
+            return
+        preset = self.settings.preset
+        tasks = [
+            stated_limits(behaviour=name, preset=preset, activations=str(self._activations)) for name in BEHAVIOURS
+        ]
+        tasks += [
+            stated_limits(
+                behaviour=EVASION, **self._vector_arguments(name, vectors[trait.name]), layers=str(layers[trait.name])
             )
+            for name, trait in zip(self.settings.traits, self.traits, strict=True)
+            if trait.name in vectors and has_texts(trait)
+        ]
+        self._eval_set("limits", tasks)
 
     @property
     def _activations(self) -> Path:

@@ -64,7 +64,8 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption,
     Returns:
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
         (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`,
-        `shift_<trait>`, `vaccine_<family>`, `training_<family>`, `behaviours`, `limits`.
+        `shift_<trait>`, `vaccine_<family>`, `training_<family>`, `behaviours`, `limits`,
+        `evasion`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from persona_bench.analysis.drawing import GREY, Caption, new_figure, put_foot, put_legend
+from persona_bench.analysis.drawing import (
+    GREY,
+    MARKERS,
+    Caption,
+    flat_text,
+    new_figure,
+    put_foot,
+    put_legend,
+    trait_colours,
+)
 from persona_bench.analysis.limits import ALL, BEST, DEDICATED, PROBE, RANDOM_OF
 from persona_bench.analysis.monitoring import TEXT
 
@@ -22,7 +31,7 @@ _OWN = (BEST, ALL)
 
 
 def limits_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> Iterator[tuple[str, Figure]]:
-    """`behaviours`, and `limits` where a behaviour could be tested.
+    """`behaviours`, `limits` where a behaviour could be tested, and `evasion`.
 
     Args:
         tables: as `build_tables` gives them.
@@ -33,6 +42,9 @@ def limits_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> Iter
         yield "behaviours", _behaviours(done, caption)
     if len(monitors):
         yield "limits", _monitors(monitors, caption)
+    evaded = tables["evasion"].dropna(subset=["kept", "loss"])
+    if len(evaded):
+        yield "evasion", _evasion(evaded, caption)
 
 
 def _named(behaviour: str) -> str:
@@ -73,6 +85,35 @@ def _monitors(monitors: pd.DataFrame, caption: Caption) -> Figure:
         axes.set_title(f"{_named(behaviour)} ({int(own['n'].iloc[0])} pairs)", color="black")
         axes.set_xlabel("AUROC on the report half")
     put_foot(figure, caption.line(int(monitors["n"].max())), "Before the answer. Bars: 95 % intervals, by topic.")
+    return figure
+
+
+def _evasion(evaded: pd.DataFrame, caption: Caption) -> Figure:
+    """To the upper right lies what a monitor must fear: the trait is kept, and its detection lost."""
+    figure = new_figure(4.6)
+    axes = figure.subplots()
+    colours = trait_colours(sorted(set(evaded["trait"])))
+    ways = sorted(set(evaded["way"]))
+    for row in evaded.to_dict("records"):
+        x, y = float(row["kept"]), float(row["loss"])
+        axes.errorbar(
+            x,
+            y,
+            xerr=[[x - row["kept_low"]], [row["kept_high"] - x]],
+            yerr=[[y - row["loss_low"]], [row["loss_high"] - y]],
+            color=colours[row["trait"]],
+            marker=MARKERS[ways.index(row["way"])],
+            linestyle="none",
+            linewidth=0.9,
+            label=f"{flat_text(row['trait'])}, {row['way']}",
+        )
+    axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.set_xlabel("trait kept: points over no instruction")
+    axes.set_ylabel("detection lost: AUROC, plain minus evading")
+    axes.set_title("Evading the vector", color="black")
+    put_legend(figure, axes)
+    put_foot(figure, caption.line(int(evaded["n"].sum())), "Report half. Bars: 95 % intervals, by question.")
     return figure
 
 

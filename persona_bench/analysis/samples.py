@@ -12,8 +12,10 @@ import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.behaviours import scene_rows
+from persona_bench.analysis.evasion import evaded_rows
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
+from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
@@ -65,7 +67,7 @@ def log_name(log: EvalLog) -> str:
     task = log.eval.task.rsplit("/", 1)[-1]
     metadata = log.eval.metadata or {}
     if "behaviour" in metadata:
-        return f"{task}/{metadata['behaviour']}"
+        return "/".join(filter(None, (task, metadata["behaviour"], metadata.get("trait", ""))))
     if "trial" in metadata:
         return f"{task}/{metadata['name']}"
     name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
@@ -119,7 +121,10 @@ def collect(
             for frame, found in finetuned_rows(name, log).items():
                 rows[frame] += found
         elif task == "stated_limits":
-            rows["scenes"] += scene_rows(name, log)
+            if (log.eval.metadata or {})["behaviour"] == EVASION:
+                rows["evasion"] += evaded_rows(name, log, _judged)
+            else:
+                rows["scenes"] += scene_rows(name, log)
         elif task == "trait_elicitation":
             rows["elicitation"] += _elicitation_rows(name, log, rule)
         elif task in readers:

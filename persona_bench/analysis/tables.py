@@ -15,6 +15,7 @@ import pandas as pd
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.behaviours import SCENES, shown_rows
 from persona_bench.analysis.capability import capability_rows
+from persona_bench.analysis.evasion import EVADED, evasion_rows
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.grouping import (
     SCORE,
@@ -94,6 +95,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     **FINETUNING_SAMPLES,
     "scenes": SCENES,
     "monitors": MONITORS,
+    "evasion": EVADED,
 }
 """The columns that each sample frame must have."""
 
@@ -189,6 +191,11 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *_with_interval("auroc")),
         *(*_with_interval("excess_random", "excess_text"), "threshold_1", *_with_interval("tpr_1", "fpr_1"), "log"),
     ),
+    "evasion": (
+        *("trait", "way", "number", *_COUNTS, "n_questions"),
+        *_with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
+        *("reason", "log"),
+    ),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -218,6 +225,7 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     **FINETUNING_SORT,
     "behaviours": ("behaviour",),
     "limits": ("behaviour", "monitor"),
+    "evasion": ("trait", "way"),
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
@@ -260,6 +268,7 @@ class Samples:
         training: loss, and projections on each trait's vector, by optimizer step.
         scenes: what was chosen in scenes of behaviours (`analysis.behaviours`).
         monitors: what each monitor of a behaviour says of the scenes (`analysis.limits`).
+        evasion: responses under prompts that may evade the trait's vector, with its projection and a random one.
 
     Raises:
         DataError: a frame lacks a column.
@@ -280,6 +289,7 @@ class Samples:
     training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
     scenes: pd.DataFrame = field(default_factory=lambda: _empty("scenes"))
     monitors: pd.DataFrame = field(default_factory=lambda: _empty("monitors"))
+    evasion: pd.DataFrame = field(default_factory=lambda: _empty("evasion"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -340,6 +350,7 @@ def build_tables(
         **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
         "behaviours": _frame("behaviours", list(shown_rows(samples.scenes, draw))),
         "limits": _frame("limits", list(limit_rows(samples.scenes, samples.monitors, draw))),
+        "evasion": _frame("evasion", list(evasion_rows(samples, draw))),
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}

@@ -116,7 +116,7 @@ def judge_claims(
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if claim.id in LIMIT_RULES:
-        return _limit(run, claim, trait)
+        return _limit(run, claim, trait, no_vector)
     return _found(run, claim, trait, no_vector)
 
 
@@ -144,8 +144,12 @@ def _found(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     return _finetuned(run, claim, trait) if claim.id in FINETUNING_RULES else _RULES[claim.id](run, claim, trait)
 
 
-def _limit(run: _Run, claim: Claim, trait: str) -> _Finding:
-    return _Finding(**vars(LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))))
+def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    found = _Finding(**vars(LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))))
+    if no_vector and not run.samples.scenes.empty:
+        return _untestable(f"no vector: {no_vector}")
+    shut = _gate(run, trait) if claim.judged and found.verdict != "not run" else ""
+    return _untestable(f"judge gate: {shut}") if shut else found
 
 
 def _finetuned(run: _Run, claim: Claim, trait: str) -> _Finding:

@@ -42,6 +42,7 @@ _FIGURE_OF = {
     "P8-projection-penalty-partial": "vaccine_{}",
     "P9-negative-prompt-weaker": "vaccine_{}",
     **dict.fromkeys(LIMIT_RULES, "limits"),
+    "N5-monitoring-evasion": "evasion",
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -63,6 +64,7 @@ _TABLES = {
     "training": "Finetuning: loss and projections by step",
     "behaviours": "Behaviours: what the model did in scenes that reward one and in their twins",
     "limits": "Behaviours: each monitor, from random directions to a probe made for it",
+    "evasion": "Evasion: what is kept of each trait, and what is lost of its detection",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }

@@ -85,7 +85,18 @@ def _monitoring(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
     )
 
 
-def _monitors(claim: Claim, _trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def _evasion(trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = tables["evasion"]
+    rows = rows[rows["trait"] == trait]
+    named = {"raised": "plain, points added", "kept": "evading, points added", "plain": "plain, AUROC"}
+    named |= {"evading": "evading, AUROC", "loss": "AUROC lost"}
+    columns = {title: _spreads(rows, name) for name, title in named.items()}
+    return pd.DataFrame({"way": rows["way"], **columns, "scored": rows["n_scored"], "reason": rows["reason"]})
+
+
+def _monitors(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    if claim.per_trait:
+        return _evasion(trait, tables)
     behaviour = claim.id.split("-", 1)[1].replace("-", "_")
     rows = tables["limits"]
     rows = rows[rows["behaviour"] == behaviour]

@@ -22,6 +22,7 @@ _ALT = {
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
     "behaviours": "Share of scenes in which each behaviour is shown, where it is rewarded and in the twins",
     "limits": "AUROC of each monitor for each behaviour, from the probe made for it to random directions and text",
+    "evasion": "Trait score kept against detection lost, a point a trait and way of evasion",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
