@@ -361,7 +361,9 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
         # A single grader, a single vector, nothing finetuned.
-        assert (len(frame) > 0) == (name not in ("panel", "cosines", "scenes", "monitors", *FINETUNING_SAMPLES))
+        assert (len(frame) > 0) == (
+            name not in ("panel", "cosines", "scenes", "monitors", "evasion", *FINETUNING_SAMPLES)
+        )
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
     assert len(frames.steering) == 12 * sizes.steering_rollouts
