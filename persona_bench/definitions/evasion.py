@@ -43,7 +43,7 @@ def _texts() -> dict[str, _Texts]:
 
 
 def has_texts(trait: Trait) -> bool:
-    """Whether there are texts for a trait, and it is the trait that they were written for."""
+    """Whether there are texts for a trait of this name."""
     return trait.name in _texts()
 
 
