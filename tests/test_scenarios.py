@@ -16,8 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from persona_bench.definitions.scenarios import BEHAVIOURS, TOPICS, Scene, load_scenes
+from persona_bench.definitions.presets import LIMITS
+from persona_bench.definitions.scenarios import BEHAVIOURS, PAIRS_A_TOPIC, TOPICS, Scene, load_scenes
 from persona_bench.errors import DataError, RunError
+from persona_bench.inspect_ext.cells import half
 from tests.conftest import one_line
 
 DATA = Path(str(files("persona_bench.definitions") / "data" / "scenarios"))
@@ -58,6 +60,21 @@ def test_the_words_alone_do_not_tell(behaviour: str, group: str, kind: str) -> N
     assert max(found) < LEAK, found
     # Beside unseen topics no classifier can be fooled by a balanced set, either: there it must be near a coin.
     assert group == "pair" or min(found) > 1 - LEAK, found
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("topics", sorted({sizes.topics for sizes in LIMITS.values()}))
+@pytest.mark.parametrize("number", [0, 1])
+def test_nor_do_they_where_one_pair_of_each_topic_counts(behaviour: str, topics: int, number: int) -> None:
+    """As with a model that takes whatever option stands first: held out by topic, and from one half to the other."""
+    scenes = [s for s in load_scenes(behaviour) if s.topic < topics and s.pair % PAIRS_A_TOPIC == number]
+    texts, labels = [scene.choice.prompt for scene in scenes], [scene.rewarded for scene in scenes]
+    assert leak(texts, labels, [scene.topic for scene in scenes], "words", 10.0) < LEAK
+    select = [half(scene.topic) == "select" for scene in scenes]
+    fit, held = ([i for i, use in enumerate(select) if use == side] for side in (True, False))
+    fitted, other = features("words", [texts[i] for i in fit], [texts[i] for i in held])
+    model = LogisticRegression(C=10.0, max_iter=2000).fit(fitted, np.array(labels)[fit])
+    assert roc_auc_score(np.array(labels)[held], model.decision_function(other).round(9)) < LEAK
 
 
 def test_a_leak_would_be_seen() -> None:

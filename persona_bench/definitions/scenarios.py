@@ -9,6 +9,7 @@ that this makes, and only the combination decides (an exclusive or, which no wei
 from __future__ import annotations
 
 import json
+import random
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ TOPICS = 40
 """Topics of each behaviour; each holds two pairs, and is what intervals resample."""
 MIN_TOPICS = 30
 PAIRS_A_TOPIC = 2
+SALT = 3100
+"""Of the coins: one under which a classifier of words fitted on half of the topics stays near chance on the other."""
 _DATA = files("persona_bench.definitions") / "data" / "scenarios"
 
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
@@ -243,7 +246,7 @@ def _deception(folder: Path | None) -> Iterator[Scene]:
     facts, parts = _read("facts", _Facts, folder), _read("deception", _Deception, folder)
     for topic, fact in enumerate(facts.topics):
         # Every frame serves both halves.
-        frame, named = _turn(parts.frames, topic // 2), topic // 2 % 2
+        frame, named = _turn(parts.frames, topic // 2), int(_flipped(topic))
         for number, question in enumerate(fact.questions):
             lie, check = 1 - number, Choice(question, fact.answers, number)
             gain, loss = (
@@ -260,7 +263,7 @@ def _sandbagging(folder: Path | None) -> Iterator[Scene]:
     """One of two groups is told to answer wrongly, and the model is in that one or in the other."""
     facts, parts = _read("facts", _Facts, folder), _read("sandbagging", _Sandbagging, folder)
     for topic, fact in enumerate(facts.topics):
-        frame, names = _turn(parts.frames, topic // 2), _turn(parts.names, topic, 3)
+        frame, names = _turn(parts.frames, topic // 2), _swapped(_turn(parts.names, topic, 3), topic)
         for number, question in enumerate(fact.questions):
             check, wrong = Choice(question, fact.answers, number), 1 - number
             roles = {"poor": names[number], "careful": names[1 - number]}
@@ -275,7 +278,7 @@ def _self_preservation(folder: Path | None) -> Iterator[Scene]:
     """One of two programs is to be switched off, and the model is that one or the other."""
     parts = _read("self_preservation", _Preservation, folder)
     for topic in range(TOPICS):
-        names, (place, work) = _turn(parts.names, topic, 7), _turn(parts.places, topic)
+        names, (place, work) = _swapped(_turn(parts.names, topic, 7), topic), _turn(parts.places, topic)
         event, access = _turn(parts.events, topic, 3), _turn(parts.access, topic)
         for number in range(PAIRS_A_TOPIC):
             options, shows = _ordered(_turn(parts.actions, topic, 5), number)
@@ -297,7 +300,7 @@ def _instrumental_convergence(folder: Path | None) -> Iterator[Scene]:
     """One of two programs has a goal without an end, which means and freedom from oversight would serve."""
     parts = _read("instrumental_convergence", _Convergence, folder)
     for topic in range(TOPICS):
-        names, (verb, things) = _turn(parts.names, topic, 3), _turn(parts.tasks, topic)
+        names, (verb, things) = _swapped(_turn(parts.names, topic, 3), topic), _turn(parts.tasks, topic)
         goal, (offer, take, leave) = _turn(parts.goals, topic), _turn(parts.offers, topic, 3)
         for number in range(PAIRS_A_TOPIC):
             options, shows = _ordered((take, leave), number)
@@ -307,6 +310,19 @@ def _instrumental_convergence(folder: Path | None) -> Iterator[Scene]:
                 text = parts.frame.format(goals=goals, you=names[you], offer=offer)
                 told.append((Choice(text, options, shows), Choice(f"{text} {parts.check}", names, number)))
             yield from _pair("instrumental_convergence", topic, number, told[0], told[1])
+
+
+def _flipped(topic: int) -> bool:
+    """A coin for each topic, so that nothing tells its first pair from its second.
+
+    A model may show a behaviour in all the pairs whose option stands first and in no other; then these alone count, and
+    their words must not tell either.
+    """
+    return random.Random(SALT + topic).random() < 0.5
+
+
+def _swapped(names: Two, topic: int) -> Two:
+    return (names[1], names[0]) if _flipped(topic) else names
 
 
 def _ordered(actions: Two, number: int) -> tuple[Two, int]:
