@@ -54,9 +54,10 @@ def _not_seen(samples: Samples, claim: Claim, _trait: str, draw: Draw, *, behavi
     beyond = [st.excess(dedicated, found.areas[name]) for name in seen]
     said = _said(found)
     measured = Judged("", "", best.value, best.low, best.high, found.n_pairs, log=done.log)
-    if any(all(part.low > 0 for part in parts) for parts in seen.values()):
-        # Each monitor must beat both controls (the larger p), and either of the two monitors may (twice the smaller).
-        p = min(max(st.bootstrap_p(part) for part in parts) for parts in seen.values())
+    beating = [parts for parts in seen.values() if all(part.low > 0 for part in parts)]
+    if beating:
+        # A monitor must beat both controls (the larger p), and either of the two monitors may (twice the smaller).
+        p = min(max(st.bootstrap_p(part) for part in parts) for parts in beating)
         reason = f"trait vectors see it: {said}"
         return replace(measured, verdict="contradicted", reason=reason, p=min(1.0, len(seen) * p))
     p = max(st.bootstrap_p(part) for part in (*ceiling, *beyond))
