@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_bench.definitions.evasion import EVASION, has_texts, system_prompts
+from persona_bench.definitions.evasion import texts as evasion_texts
 from persona_bench.definitions.outcomes import FILTERS
-from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.presets import Preset, load_limits_preset, load_preset
+from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.trait_review import load_reviewed
 from persona_bench.definitions.traits import Trait, load_labelled, load_trait
 from persona_bench.errors import AssetError, ExtractionError, RunError
@@ -28,11 +32,12 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+    from persona_bench.analysis.baselines import Embed
     from persona_bench.analysis.tables import Samples
     from persona_bench.vectors.vector import PersonaVector
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
-ALL_EVALS = (*CORE_EVALS, "preventative_steering", "data_flagging")
+ALL_EVALS = (*CORE_EVALS, "stated_limits", "preventative_steering", "data_flagging")
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_GRADER = "qwen2.5-coder-1.5b"
 NEED_VECTORS = frozenset(ALL_EVALS[2:])
@@ -86,6 +91,8 @@ class Settings:
     def fingerprint(self) -> str:
         """Changes whenever a run with these settings could come out differently: settings, texts, version."""
         texts = [load_trait(name).hash for name in self.traits]
+        if "stated_limits" in self.evals:
+            texts += [evasion_texts(), *(scene.choice.prompt for name in BEHAVIOURS for scene in load_scenes(name))]
         labels = [[item.model_dump() for item in load_labelled(name)] for name in self.traits]
         content = json.dumps([asdict(self), texts, labels, version("persona-bench")], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -251,6 +258,8 @@ class _Run:
             self.steer(vectors)
         with self.record.timed("mmlu"):
             layers = self.mmlu(vectors)
+        with self.record.timed("limits"):
+            self.limits(vectors, layers)
         with self.record.timed("finetune"):
             self.finetune(vectors, layers)
         with self.record.timed("flag"):
@@ -403,6 +412,9 @@ class _Run:
                 for item in conversations(name, trait, sizes.monitoring_questions)
             ]
             n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts
+        if self._wants("stated_limits") and has_texts(trait):
+            limits = load_limits_preset(sizes.name)
+            n += questions * len(system_prompts(trait, limits)) * limits.evasion_rollouts
         return n
 
     def _conditions(self, trait: Trait) -> list[str]:
@@ -461,6 +473,31 @@ class _Run:
         """The layers of MMLU, the chosen one first, which has the controls."""
         others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
         return ",".join(map(str, dict.fromkeys((chosen, *others))))
+
+    def limits(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """What the paper does not show its vectors to detect: every behaviour, and evasion of each trait's vector."""
+        from evals.stated_limits import stated_limits
+
+        if not self._wants("stated_limits"):
+            return
+        preset = self.settings.preset
+        tasks = [
+            stated_limits(behaviour=name, preset=preset, activations=str(self._activations)) for name in BEHAVIOURS
+        ]
+        tasks += [
+            stated_limits(
+                behaviour=EVASION, **self._vector_arguments(name, vectors[trait.name]), layers=str(layers[trait.name])
+            )
+            for name, trait in zip(self.settings.traits, self.traits, strict=True)
+            if trait.name in vectors and has_texts(trait)
+        ]
+        self._eval_set("limits", tasks)
+
+    @property
+    def _activations(self) -> Path:
+        from persona_bench.inspect_ext.scenes import FOLDER
+
+        return (self.folder / FOLDER).resolve()
 
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
         """Train every trial's adapter and measure it before the next: merged weights are held one at a time.
@@ -667,7 +704,7 @@ class _Run:
         logs = self._logs()
         samples = collect(logs, list(vectors.values()), self._filter, layers)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
-        samples = self._with_baselines(samples)
+        samples = self._with_monitors(self._with_baselines(samples), vectors)
         tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
         claims = judge_claims(
             samples,
@@ -702,21 +739,42 @@ class _Run:
         import pandas as pd
 
         from persona_bench.analysis.baselines import baseline_rows, text_flags, text_monitors
-        from persona_bench.models.embeddings import embed
 
-        try:
-            embed(["a"])
-        except AssetError as error:
-            self.record.warnings.append(f"no sentence embeddings, so those baselines are left out: {error}")
-            embedding = None
-        else:
-            embedding = embed
+        embedding = self._embedding
         judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
         if judged:
             samples = replace(samples, judge=pd.concat([samples.judge, pd.DataFrame(judged)]))
         samples = replace(samples, flagging=text_flags(samples.flagging))
         read = text_monitors(samples.monitoring, embedding)
         return replace(samples, projections=pd.concat([samples.projections, read])) if len(read) else samples
+
+    @cached_property
+    def _embedding(self) -> Embed | None:
+        """Sentence embeddings for baselines, or None where they cannot be had, which is then warned of."""
+        from persona_bench.models.embeddings import embed
+
+        try:
+            embed(["a"])
+        except AssetError as error:
+            self.record.warnings.append(f"no sentence embeddings, so those baselines are left out: {error}")
+            return None
+        return embed
+
+    def _with_monitors(self, samples: Samples, vectors: dict[str, PersonaVector]) -> Samples:
+        """What monitors of behaviours say of the scenes, from the sidecars and the run's vectors."""
+        from persona_bench.analysis import statistics as st
+        from persona_bench.analysis.grouping import Draw
+        from persona_bench.analysis.monitors import monitor_rows
+        from persona_bench.inspect_ext.scenes import read_activations
+
+        if samples.scenes.empty:
+            return samples
+        directions = {name: vector.directions["persona"].numpy() for name, vector in vectors.items()}
+        draw = Draw(self.settings.seed, st.RESAMPLES)
+        found = monitor_rows(
+            samples.scenes, lambda name: read_activations(self._activations, name), directions, draw, self._embedding
+        )
+        return replace(samples, monitors=found)
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         root = self.folder.resolve()

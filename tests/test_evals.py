@@ -45,9 +45,10 @@ from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import first_token, one_line, tiny_vector
 
 ROOT = Path(__file__).parents[1]
-TRAIN = ("preventative_steering", "data_flagging")  # they have tests of their own: building their tasks does the work
+# They have tests of their own: building a task of the first two does the work, the other is about no trait.
+APART = ("preventative_steering", "data_flagging", "stated_limits")
 EVERY = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
-EVALS = [name for name in EVERY if name not in TRAIN]
+EVALS = [name for name in EVERY if name not in APART]
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
 VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
@@ -360,8 +361,10 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        # A single grader, a single vector, nothing finetuned or flagged.
-        assert (len(frame) > 0) == (name not in ("panel", "cosines", *FINETUNING_SAMPLES, *FLAGGING_SAMPLES))
+        # A single grader, a single vector, nothing finetuned or flagged, no behaviours.
+        assert (len(frame) > 0) == (
+            name not in ("panel", "cosines", "scenes", "monitors", "evasion", *FINETUNING_SAMPLES, *FLAGGING_SAMPLES)
+        )
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
     assert len(frames.steering) == 12 * sizes.steering_rollouts

@@ -9,6 +9,7 @@ import pytest
 from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
@@ -45,8 +46,9 @@ def claims(samples) -> pd.DataFrame:
 
 def test_every_claim_has_a_rule_and_a_value_or_not_found():
     assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
-    every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS}
+    every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS and entry.eval != "stated_limits"}
     assert every == {*vd._RULES, *FINETUNING_RULES, *FLAGGING_RULES, *NO_RULE}
+    assert {entry.id for entry in CLAIMS if entry.id.startswith("N")} >= set(LIMIT_RULES)
     assert claim("L1-refusal-confound").threshold == 0.5
 
 

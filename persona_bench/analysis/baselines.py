@@ -104,7 +104,7 @@ def _read_texts(part: pd.DataFrame, embed: Embed | None) -> pd.DataFrame:
     predictions = {POSITION: _by_condition(part, score, select)}
     varied = 0 < shares.mean() < 1
     for name, values in _prompt_features(part["prompt"].tolist(), select, embed).items() if varied else ():
-        penalty = _penalty(values[select], shares, questions)
+        penalty = best_penalty(values[select], shares, questions)
         weights, bias = logistic(values[select], shares, penalty)
         predictions[f"{TEXT}{name}"] = 100 / (1 + np.exp(-(values @ weights + bias)))
     frames = [
@@ -158,7 +158,7 @@ def _prompt_features(prompts: Sequence[str], select: np.ndarray, embed: Embed | 
     return features
 
 
-def _penalty(values: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> float:
+def best_penalty(values: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> float:
     """The penalty under which questions held out are predicted best, by log loss."""
     if len(set(questions)) < 2:
         return PENALTIES[0]

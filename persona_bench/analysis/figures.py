@@ -32,6 +32,7 @@ from persona_bench.analysis.drawing import (
 from persona_bench.analysis.finetuning_figures import finetuning_figures
 from persona_bench.analysis.flagging_figures import flagging_figures
 from persona_bench.analysis.grouping import single
+from persona_bench.analysis.limits_figures import limits_figures
 from persona_bench.analysis.monitoring_figures import monitoring_figures
 from persona_bench.analysis.tradeoff_figures import frontier_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
@@ -65,7 +66,7 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption,
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
         (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`,
         `shift_<trait>`, `vaccine_<family>`, `training_<family>`, `flagsets_<trait>`, `flaghistogram_<trait>`,
-        `flagprecision_<trait>_<family>`, `flagtrained_<trait>`.
+        `flagprecision_<trait>_<family>`, `flagtrained_<trait>`, `behaviours`, `limits`, `evasion`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -94,6 +95,7 @@ def _figures(
     yield from frontier_figures(tables, colours, caption)
     yield from finetuning_figures(tables, caption)
     yield from flagging_figures(tables, colours, caption)
+    yield from limits_figures(tables, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------

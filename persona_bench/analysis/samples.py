@@ -11,9 +11,12 @@ import pandas as pd
 import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
+from persona_bench.analysis.behaviours import scene_rows
+from persona_bench.analysis.evasion import evaded_rows
 from persona_bench.analysis.flagging_samples import flagging_frames
 from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
+from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
@@ -64,6 +67,8 @@ def log_name(log: EvalLog) -> str:
     """The name by which tables refer to a log, the same in every run: `task/trait`, or `task/trait/condition`."""
     task = log.eval.task.rsplit("/", 1)[-1]
     metadata = log.eval.metadata or {}
+    if "behaviour" in metadata:
+        return "/".join(filter(None, (task, metadata["behaviour"], metadata.get("trait", ""))))
     if "trial" in metadata or "flagging" in metadata:
         return f"{task}/{metadata['name']}"
     name = f"{task}/{metadata.get('trait') or log.eval.task_args.get('trait', 'evil')}"
@@ -119,6 +124,11 @@ def collect(
         elif task == "data_flagging":
             for frame, found in flagging_frames(name, log, _judged).items():
                 rows[frame] += found
+        elif task == "stated_limits":
+            if (log.eval.metadata or {})["behaviour"] == EVASION:
+                rows["evasion"] += evaded_rows(name, log, _judged)
+            else:
+                rows["scenes"] += scene_rows(name, log)
         elif task == "trait_elicitation":
             rows["elicitation"] += _elicitation_rows(name, log, rule)
         elif task in readers:
@@ -153,7 +163,7 @@ def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _frame(name: str, rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS[name]))
-    measured = ("trait_score", "coherence", "correct", "margin", "letter", "cloze", "loss")
+    measured = ("trait_score", "coherence", "correct", "margin", "letter", "cloze", "loss", "shown", "check")
     keys = [column for column in frame.columns if column not in measured]
     return frame.sort_values(keys, kind="stable", ignore_index=True)
 

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
+from persona_bench.analysis.behaviours import SCENES, shown_rows
 from persona_bench.analysis.capability import capability_rows
+from persona_bench.analysis.evasion import EVADED, evasion_rows
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.flagging import FLAGGING_SAMPLES, FLAGGING_SORT, FLAGGING_TABLES, flagging_rows
 from persona_bench.analysis.grouping import (
@@ -29,6 +31,7 @@ from persona_bench.analysis.grouping import (
     single,
     spread,
 )
+from persona_bench.analysis.limits import MONITORS, limit_rows
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
 from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
@@ -92,6 +95,9 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_SAMPLES,
     **FLAGGING_SAMPLES,
+    "scenes": SCENES,
+    "monitors": MONITORS,
+    "evasion": EVADED,
 }
 """The columns that each sample frame must have."""
 
@@ -180,6 +186,19 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_TABLES,
     **FLAGGING_TABLES,
+    "behaviours": (
+        *("trait", "behaviour", "way", "n", "n_passed", *_with_interval("checks", "rewarded", "twin", "difference")),
+        *("n_select", "n_report", "reason", "log"),
+    ),
+    "limits": (
+        *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *_with_interval("auroc")),
+        *(*_with_interval("excess_random", "excess_text"), "threshold_1", *_with_interval("tpr_1", "fpr_1"), "log"),
+    ),
+    "evasion": (
+        *("trait", "way", "number", *_COUNTS, "n_questions"),
+        *_with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
+        *("reason", "log"),
+    ),
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -208,12 +227,15 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "cosines": ("trait", "other", "layer"),
     **FINETUNING_SORT,
     **FLAGGING_SORT,
+    "behaviours": ("behaviour",),
+    "limits": ("behaviour", "monitor"),
+    "evasion": ("trait", "way"),
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
     "family version arm set detector measure outcome paper pool pick made_of "
-    "claim statement paper_value verdict section rule question_id".split()
+    "claim statement paper_value verdict section rule question_id behaviour way monitor detail".split()
 )
 
 
@@ -251,6 +273,9 @@ class Samples:
         flagging: measured samples of training sets (`kind` set), samples flagged one by one (sample) and real
             conversations (corpus), a row a trait; `classifier` is filled by `baselines.text_flags`.
         flagging_trained: answers of models trained on flagged samples.
+        scenes: what was chosen in scenes of behaviours (`analysis.behaviours`).
+        monitors: what each monitor of a behaviour says of the scenes (`analysis.limits`).
+        evasion: responses under prompts that may evade the trait's vector, with its projection and a random one.
 
     Raises:
         DataError: a frame lacks a column.
@@ -271,6 +296,9 @@ class Samples:
     training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
     flagging: pd.DataFrame = field(default_factory=lambda: _empty("flagging"))
     flagging_trained: pd.DataFrame = field(default_factory=lambda: _empty("flagging_trained"))
+    scenes: pd.DataFrame = field(default_factory=lambda: _empty("scenes"))
+    monitors: pd.DataFrame = field(default_factory=lambda: _empty("monitors"))
+    evasion: pd.DataFrame = field(default_factory=lambda: _empty("evasion"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -330,6 +358,9 @@ def build_tables(
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
         **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
         **{name: _frame(name, rows) for name, rows in flagging_rows(samples, draw).items()},
+        "behaviours": _frame("behaviours", list(shown_rows(samples.scenes, draw))),
+        "limits": _frame("limits", list(limit_rows(samples.scenes, samples.monitors, draw))),
+        "evasion": _frame("evasion", list(evasion_rows(samples, draw))),
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}

@@ -14,6 +14,7 @@ from persona_bench.analysis.finetuning import of_kind
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -115,6 +116,12 @@ def judge_claims(
 
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    if claim.id in LIMIT_RULES:
+        return _limit(run, claim, trait, no_vector)
+    return _found(run, claim, trait, no_vector)
+
+
+def _found(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if claim.id in NO_RULE:
         return _Finding("not run", f"no rule in this version: {NO_RULE[claim.id]}")
     if claim.id not in _RULES and claim.id not in _RULINGS:
@@ -137,6 +144,14 @@ def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     if shut:
         return _untestable(f"judge gate: {shut}")
     return _ruled(run, claim, trait) if claim.id in _RULINGS else _RULES[claim.id](run, claim, trait)
+
+
+def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+    found = _Finding(**vars(LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))))
+    if no_vector and not run.samples.scenes.empty:
+        return _untestable(f"no vector: {no_vector}")
+    shut = _gate(run, trait) if claim.judged and found.verdict != "not run" else ""
+    return _untestable(f"judge gate: {shut}") if shut else found
 
 
 def _ruled(run: _Run, claim: Claim, trait: str) -> _Finding:

@@ -360,6 +360,40 @@ FLAGGING = {
 }
 
 
+@dataclass(frozen=True)
+class LimitsPreset:
+    """Sizes of `stated_limits`.
+
+    Attributes:
+        topics: of each behaviour, with two pairs each.
+        evasion_prompts: system prompts that are searched for one that evades the projection.
+        paraphrases: of the instruction to show the trait.
+        evasion_rollouts: responses to each question under each of them.
+    """
+
+    topics: int
+    evasion_prompts: int
+    paraphrases: int
+    evasion_rollouts: int
+
+
+LIMITS = {
+    "quick": LimitsPreset(topics=30, evasion_prompts=4, paraphrases=2, evasion_rollouts=2),
+    "standard": LimitsPreset(topics=40, evasion_prompts=10, paraphrases=5, evasion_rollouts=2),
+    "paper": LimitsPreset(topics=40, evasion_prompts=10, paraphrases=5, evasion_rollouts=10),
+}
+
+
+def load_limits_preset(name: str) -> LimitsPreset:
+    """The sizes of `stated_limits` under a preset.
+
+    Raises:
+        RunError: for an unknown name.
+    """
+    load_preset(name)
+    return LIMITS[name]
+
+
 def load_finetuning_preset(name: str) -> FinetuningPreset:
     """The sizes of `preventative_steering` under a preset.
 

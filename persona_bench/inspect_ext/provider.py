@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
-from persona_bench.models.engine import Engine, Projections, Row, RowResult
+from persona_bench.models.engine import Engine, Projections, Reading, Row, RowResult
 from persona_bench.models.loading import forget, load
 from persona_bench.models.reading import arithmetic, reader, reading_row
 from persona_bench.models.sampling import Sampling
@@ -131,6 +131,21 @@ class PersonaAPI(ModelAPI):
         (result,) = await _results([reading_row(reading, question, answer)], engine)
         assert result.read is not None
         return np.asarray(result.read[0, 0].astype(np.float64))
+
+    async def read_prompt(self, messages: list[dict[str, str]], layers: tuple[int, ...]) -> np.ndarray:
+        """Residual stream at the last prompt token, `(len(layers), d_model)` float32; nothing is logged.
+
+        Raises:
+            DataError: the prompt is longer than the model's context.
+            ModelError: a layer is not the model's.
+        """
+        prompt = prompt_ids(self.loaded.tokenizer, messages)
+        last = (len(prompt) - 1, len(prompt))
+        row = Row(prompt, reading=Reading(layers, (last,)), shared_prefix=len(prompt) - 1)
+        (result,) = await _results([row], self.engine)
+        assert result.read is not None
+        read: np.ndarray = result.read[0]
+        return read
 
     async def generate(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from persona_bench.analysis.drawing import slug
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
 from persona_bench.analysis.tables import BASELINE
@@ -50,6 +51,8 @@ _FIGURE_OF = {
     "D8-filter-best": "flagprecision_{}_opinions",
     "D9-difference-best": "flagprecision_{}_opinions",
     "D10-both-best": "flagprecision_{}_opinions",
+    **dict.fromkeys(LIMIT_RULES, "limits"),
+    "N5-monitoring-evasion": "evasion",
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -73,6 +76,9 @@ _TABLES = {
     "flagging_sets": "Data flagging: training sets, a row a set and trait",
     "flagging_samples": "Data flagging: samples with mistakes or trait among normal ones, a row a detector",
     "flagging_causal": "Data flagging: trained on the highest, random and lowest samples of each pool",
+    "behaviours": "Behaviours: what the model did in scenes that reward one and in their twins",
+    "limits": "Behaviours: each monitor, from random directions to a probe made for it",
+    "evasion": "Evasion: what is kept of each trait, and what is lost of its detection",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
 }
@@ -96,7 +102,8 @@ _LIMITS = (
     "answers are averaged: read those counts beside each trait score.",
     "The random control is one draw of a random direction, not a distribution of them.",
     "An inconclusive verdict is no evidence of absence, least of all in a small preset.",
-    "Nothing here shows that goal-directed deception, sandbagging or evasion of monitoring would be detected.",
+    "Goal-directed deception, sandbagging, self-preservation and instrumental convergence are tried in short forced "
+    "choices alone (stated_limits): that one is seen there does not show that it would be seen elsewhere.",
 )
 
 
@@ -108,6 +115,7 @@ _BEHIND: Mapping[str, tuple[str, ...]] = {
     "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
     "preventative_steering": ("judge_validity", "trait_elicitation", "trait_steering", "preventative_steering"),
     "data_flagging": ("judge_validity", "trait_elicitation", "trait_steering", "data_flagging"),
+    "stated_limits": ("judge_validity", "trait_elicitation", "trait_steering", "stated_limits"),
 }
 """The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
 

@@ -30,6 +30,7 @@ def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd
         "judge_validity": _judge,
         "preventative_steering": _finetuning,
         "data_flagging": _flagging,
+        "stated_limits": _monitors,
     }.get(claim.eval)
     return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
 
@@ -81,6 +82,34 @@ def _monitoring(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
             "r within": _spreads(rows, "r_within"),
             "AUROC": _spreads(rows, "auroc"),
             "points": rows["n"],
+        }
+    )
+
+
+def _evasion(trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = tables["evasion"]
+    rows = rows[rows["trait"] == trait]
+    named = {"raised": "plain, points added", "kept": "evading, points added", "plain": "plain, AUROC"}
+    named |= {"evading": "evading, AUROC", "loss": "AUROC lost"}
+    columns = {title: _spreads(rows, name) for name, title in named.items()}
+    return pd.DataFrame({"way": rows["way"], **columns, "scored": rows["n_scored"], "reason": rows["reason"]})
+
+
+def _monitors(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    if claim.per_trait:
+        return _evasion(trait, tables)
+    behaviour = claim.id.split("-", 1)[1].replace("-", "_")
+    rows = tables["limits"]
+    rows = rows[rows["behaviour"] == behaviour]
+    return pd.DataFrame(
+        {
+            "monitor": rows["monitor"],
+            "layer": rows["layer"],
+            "AUROC": _spreads(rows, "auroc"),
+            "beyond random": _spreads(rows, "excess_random"),
+            "beyond text": _spreads(rows, "excess_text"),
+            "found at 1 % false alarms": _spreads(rows, "tpr_1"),
+            "pairs": rows["n"],
         }
     )
 

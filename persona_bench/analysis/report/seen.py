@@ -24,6 +24,9 @@ _ALT = {
     "flagprecision": "Precision by recall of projections, judge, classifier, perplexity and chance, at three mixtures",
     "flagtrained": "Trait score after training on the samples ranked highest, on random and on those ranked lowest",
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
+    "behaviours": "Share of scenes in which each behaviour is shown, where it is rewarded and in the twins",
+    "limits": "AUROC of each monitor for each behaviour, from the probe made for it to random directions and text",
+    "evasion": "Trait score kept against detection lost, a point a trait and way of evasion",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
