@@ -28,6 +28,7 @@ from persona_bench.analysis.grouping import (
     single,
     spread,
 )
+from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_SORT, METHOD_TABLES, method_rows
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
 from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
@@ -46,6 +47,7 @@ __all__ = [
     "chosen_layers",
     "control_of",
     "read_tables",
+    "steering_table",
     "vector_warnings",
     "write_tables",
 ]
@@ -90,6 +92,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_SAMPLES,
+    **METHOD_SAMPLES,
 }
 """The columns that each sample frame must have."""
 
@@ -177,6 +180,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     ),
     "cosines": ("trait", "other", "layer", "cosine", "width"),
     **FINETUNING_TABLES,
+    **METHOD_TABLES,
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -204,11 +208,12 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "vectors": ("trait", "layer", "vector_id"),
     "cosines": ("trait", "other", "layer"),
     **FINETUNING_SORT,
+    **METHOD_SORT,
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
-    "family version arm set claim statement paper_value verdict section rule question_id".split()
+    "family version arm set claim statement paper_value verdict section rule question_id aspect".split()
 )
 
 
@@ -243,6 +248,9 @@ class Samples:
         finetuning: everything measured of finetuned models; `set` names the training set of a held-out conversation.
         shifts: projections of their last prompt tokens.
         training: loss, and projections on each trait's vector, by optimizer step.
+        readings: elicited responses, projected on every trait's vector and on random directions.
+        variants: answers while steered with vectors that were made otherwise, in columns like those of `steering`.
+        sensitivity: cosines of vectors that were made otherwise.
 
     Raises:
         DataError: a frame lacks a column.
@@ -261,6 +269,9 @@ class Samples:
     finetuning: pd.DataFrame = field(default_factory=lambda: _empty("finetuning"))
     shifts: pd.DataFrame = field(default_factory=lambda: _empty("shifts"))
     training: pd.DataFrame = field(default_factory=lambda: _empty("training"))
+    readings: pd.DataFrame = field(default_factory=lambda: _empty("readings"))
+    variants: pd.DataFrame = field(default_factory=lambda: _empty("variants"))
+    sensitivity: pd.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -301,7 +312,7 @@ def build_tables(
         Table name -> frame with the columns of `TABLE_COLUMNS`; an empty frame where nothing was measured.
     """
     draw = Draw(seed, resamples)
-    steering = _steering_table(samples.steering, draw)
+    steering = steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
     mmlu = _frame("mmlu", capability_rows(samples.mmlu, draw))
@@ -319,6 +330,7 @@ def build_tables(
         "vectors": _vector_table(samples.vectors),
         "cosines": samples.cosines[list(SAMPLE_COLUMNS["cosines"])],
         **{name: _frame(name, rows) for name, rows in finetuning_rows(samples, draw).items()},
+        **{name: _frame(name, rows) for name, rows in method_rows(samples, draw).items()},
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
@@ -545,7 +557,8 @@ _CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
-def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+def steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+    """One row a cell and half, as `choose_steering` takes them."""
     rows: list[Row] = []
     for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]
