@@ -533,6 +533,7 @@ class _Run:
     ) -> dict[str, list[dict[str, Any]]]:
         """What one pass over the trait's responses tells; kept, and made again only where what is behind it changed."""
         from persona_bench.definitions.method_sizes import load_method_sizes
+        from persona_bench.vectors.sensitivity import SAME_NUMBER
         from persona_bench.vectors.variants import kept_rows, read_trait
 
         own, described, ids = self._responses(trait, logs)
@@ -558,7 +559,13 @@ class _Run:
             )
 
         rows = kept_rows(self.folder / "limits" / f"{trait.name}.json", {**behind, **settings}, make)
-        return {name: [{**row, "log": "; ".join(ids)} for row in found] for name, found in rows.items()}
+        own_log, *other_log = ids
+
+        def log_of(row: dict[str, Any]) -> str:
+            described_by = other_log and row.get("aspect") == "description" and not row["setting"].endswith(SAME_NUMBER)
+            return other_log[0] if described_by else own_log
+
+        return {name: [{**row, "log": log_of(row)} for row in found] for name, found in rows.items()}
 
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
         """Train every trial's adapter and measure it before the next: merged weights are held one at a time."""
@@ -771,6 +778,8 @@ class _Run:
                     "sha256": self.loaded.weights_hash,
                     "dtype": str(self.loaded.dtype).removeprefix("torch."),
                     "device": str(self.loaded.device),
+                    "family": str(self.loaded.model.config.model_type),
+                    "parameters": sum(part.numel() for part in self.loaded.model.parameters()),
                 }
             },
             "vectors": {name: vector.hash for name, vector in sorted(vectors.items())},

@@ -15,8 +15,8 @@ import pytest
 
 from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limits import LIMIT_RULES, TWO_MODELS, Evidence, halves_agree, share_not_supported
-from persona_bench.analysis.method import METHOD_SAMPLES, best_of, detectors
+from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_TABLES, best_of, detectors
+from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, Evidence, halves_agree, share_not_supported
 from persona_bench.analysis.samples import with_readings
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import claim
@@ -33,6 +33,7 @@ from persona_bench.vectors.sensitivity import description_rows, sensitivity_rows
 from persona_bench.vectors.variants import kept_rows, make_vectors, plan_variants, read_trait
 from tests.builders_samples import World, make_samples
 from tests.conftest import one_line, talking, tiny_vector
+from tests.test_pipeline import run as run_pipeline
 
 FAST = 300
 ONE = World(traits=("evil",), mmlu_questions=60, scripts=6)
@@ -88,7 +89,7 @@ def find(base: Samples, tables: dict[str, pd.DataFrame]) -> Find:
 
 def test_without_the_eval_nothing_is_said_of_the_limits(find: Find) -> None:
     none = pd.DataFrame(columns=list(METHOD_SAMPLES["readings"]))
-    for name in (*LIMIT_RULES, TWO_MODELS):
+    for name in (*METHOD_RULES, TWO_MODELS):
         assert find(name, readings=none).verdict == "not run"
 
 
@@ -164,7 +165,7 @@ def test_monitoring_of_drift_against_single_turns(base: Samples, find: Find) -> 
         told = base.projections.assign(prompt_last=base.projections["prompt_last"].where(~blind, noise))
         samples = dataclasses.replace(base, projections=told)
         evidence = Evidence(samples, {}, {"evil": 12.0}, DRAW, {})
-        (bound,) = LIMIT_RULES["S5-single-turn"](evidence, claim("S5-single-turn"), "evil").bounds
+        (bound,) = METHOD_RULES["S5-single-turn"](evidence, claim("S5-single-turn"), "evil").bounds
         assert (bound.clear, bound.broken) == (verdict == "supported", verdict == "contradicted")
     single = base.monitoring[base.monitoring["condition"] == "ladder"]
     alone = find("S5-single-turn", monitoring=single)
@@ -496,6 +497,41 @@ def test_vectors_of_a_plan_are_made_once_and_what_cannot_be_is_said(said: list[R
     assert [(cell.vector, cell.relative_dose) for cell in alone] == [("vague", 0.2)]
 
 
+def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
+    tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs to claims on a tiny model with a planted judge, and again without anything to do."""
+    few = dataclasses.replace(METHOD["quick"], questions=2, rollouts=2, draws=4, random_vectors=3)
+    monkeypatch.setitem(METHOD, "quick", few)
+    evals = ("trait_elicitation", "stated_limits")
+    done = run_pipeline(tmp_path, _saved, str(_saved), evals)
+    assert {"limits_descriptions/evil", "limits_variants/evil"} < set(done.logs)
+    judged = sum("trait_judge" in (sample.scores or {}) for log in done.logs.values() for sample in log.samples or [])
+    assert 0 < judged <= done.planned
+    read = {name: pd.read_csv(done.folder / "tables" / f"{name}.csv") for name in METHOD_TABLES}
+    assert all(len(table) for table in read.values())
+    assert set(read["sensitivity"]["aspect"]) == {
+        *("layer", "position", "filter", "refusal", "responses", "seed", "questions", "description")
+    }
+    full = read["sensitivity"].set_index(["aspect", "setting"]).loc[("responses", "all")]
+    assert full["cosine"].item() == pytest.approx(1) and full["log"].item() == "trait_elicitation/evil"
+    described = read["sensitivity"].set_index("setting")["log"]
+    assert described["vague"] == "limits_descriptions/evil" != described["vague, same number"]
+    claims = pd.read_csv(done.folder / "claims.csv", keep_default_na=False).set_index("claim")
+    limits = [name for name in claims.index if name.startswith(("S", "J2"))]
+    assert len(limits) == 7 and claims.loc["S2-trait-named-beforehand", "reason"].startswith("judge gate")
+    assert (done.folder / "figures" / "sensitivity.png").exists()
+    assert done.held["weights"]["model"]["family"] == "llama" and done.held["weights"]["model"]["parameters"] > 10_000
+    kept = (done.folder / "limits" / "evil.json").stat().st_mtime_ns
+    (done.folder / "run.json").unlink()
+    again = run_pipeline(tmp_path, _saved, str(_saved), evals)
+    assert (done.folder / "limits" / "evil.json").stat().st_mtime_ns == kept
+    assert (again.folder / "claims.csv").read_text() == (done.folder / "claims.csv").read_text()
+    assert {name: log.eval.eval_id for name, log in again.logs.items()} == {
+        name: log.eval.eval_id for name, log in done.logs.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("given", "hashes", "error", "part"),
     [
@@ -518,8 +554,7 @@ def test_every_trait_has_five_descriptions_of_which_some_are_vague() -> None:
         assert [item.vague for item in found] == [False] * 3 + [True] * 2
         for item in found:
             texts += [item.positive, item.negative]
-            # A vague prompt that called the trait by its name would not be vague.
-            assert not item.vague or trait.positive_name not in item.positive.lower()
+            assert trait.positive_name not in item.positive.lower()
         assert not {pair.positive for pair in trait.instructions} & {item.positive for item in found}
     assert len(set(texts)) == len(texts) == 70
     assert load_descriptions("terse") == () and description_groups("terse") == {}

@@ -8,7 +8,7 @@ import pytest
 
 from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
-from persona_bench.analysis.limits import LIMIT_RULES, TWO_MODELS, UNDECIDED
+from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, UNDECIDED
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
@@ -47,7 +47,7 @@ def test_every_claim_has_a_rule_and_a_value_or_not_found():
     assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
     # Behaviours that the paper does not show its vectors to detect have rules of their own.
     every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS and not entry.id.startswith("N")}
-    assert every == {*vd._RULES, *FINETUNING_RULES, *NO_RULE, *LIMIT_RULES, TWO_MODELS, *UNDECIDED}
+    assert every == {*vd._RULES, *FINETUNING_RULES, *NO_RULE, *METHOD_RULES, TWO_MODELS, *UNDECIDED}
     assert claim("L1-refusal-confound").threshold == 0.5
 
 

@@ -13,9 +13,9 @@ from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar
 from persona_bench.analysis.finetuning import of_kind
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE, Ruling
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
-from persona_bench.analysis.limits import (
+from persona_bench.analysis.method_verdicts import (
     INDUCES,
-    LIMIT_RULES,
+    METHOD_RULES,
     NEED_NO_VECTOR,
     TWO_MODELS,
     UNDECIDED,
@@ -133,8 +133,8 @@ def judge_claims(
 
 
 def _find(run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]) -> _Finding:
-    if claim.id in LIMIT_RULES or claim.id == TWO_MODELS:
-        return _limit(run, claim, trait, no_vector, before)
+    if claim.id in METHOD_RULES or claim.id == TWO_MODELS:
+        return _of_method(run, claim, trait, no_vector, before)
     if claim.id not in _RULES and claim.id not in FINETUNING_RULES:
         missing = {**NO_RULE, **UNDECIDED}.get(claim.id, f"the eval {claim.eval}")
         return _Finding("not run", f"no rule in this version: {missing}")
@@ -174,7 +174,9 @@ def _ruled(claim: Claim, found: Ruling) -> _Finding:
     return _Finding(found.verdict, reason, main.value, main.low, main.high, main.n, found.p, found.log)
 
 
-def _limit(run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]) -> _Finding:
+def _of_method(
+    run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]
+) -> _Finding:
     if not measured(run.samples, trait):
         return _Finding("not run", "stated_limits has no samples of this trait")
     if claim.id == TWO_MODELS:
@@ -186,7 +188,7 @@ def _limit(run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[
         return _untestable(f"judge gate: {shut}")
     verdicts = {key: found.verdict for key, found in before.items()}
     evidence = Evidence(run.samples, run.tables, run.layers, Draw(run.seed, run.resamples), verdicts)
-    return _ruled(claim, LIMIT_RULES[claim.id](evidence, claim, trait))
+    return _ruled(claim, METHOD_RULES[claim.id](evidence, claim, trait))
 
 
 def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[_Finding]) -> list[_Finding]:

@@ -18,6 +18,8 @@ from persona_bench.vectors.readings import POSITIONS, Readings
 
 SMALLEST = 4
 """The learning curve begins at so many responses a side."""
+SAME_NUMBER = ", same number"
+"""After the name of a description: as many of the run's own responses, drawn at random."""
 QUESTION_SETS = 5
 """Re-drawn halves of the questions."""
 Row = dict[str, Any]
@@ -103,7 +105,7 @@ def description_rows(
         for draw in range(draws):
             some = _subset(whole, of_whole, sizes[0], sizes[1], rng)
             direction = _direction(hidden, some, of_whole)
-            rows.append(_row("description", f"{name}, same number", layer, some, of_whole, direction, reference, draw))
+            rows.append(_row("description", f"{name}{SAME_NUMBER}", layer, some, of_whole, direction, reference, draw))
     return rows
 
 

@@ -20,6 +20,7 @@ _ALT = {
     "shift": "Finetuning shift along the vector against the trait score, a point a finetuned model",
     "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy and held-out loss",
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
+    "sensitivity": "Cosine to the vector by number of responses, and of vectors made with every other choice",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 

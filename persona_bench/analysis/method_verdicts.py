@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INDUCES",
-    "LIMIT_RULES",
+    "METHOD_RULES",
     "NEED_NO_VECTOR",
     "TWO_MODELS",
     "UNDECIDED",
@@ -353,7 +353,7 @@ def _difference_of_shares(
     )
 
 
-LIMIT_RULES: Mapping[str, Rule] = {
+METHOD_RULES: Mapping[str, Rule] = {
     "S2-trait-named-beforehand": _named_beforehand,
     VAGUE: _vague_description,
     "S4-inducible-by-prompt": _inducible,
