@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from persona_bench.analysis.comparison import draw_results, read_runs
-from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, coverage_table, model_facts, size
+from persona_bench.analysis.comparison import _coverage, draw_results, read_runs
+from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
 from persona_bench.analysis.tables import build_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
 from persona_bench.cli import main
@@ -64,8 +64,8 @@ def test_every_run_and_the_models_side_by_side_with_the_same_bytes(results: Path
 
 
 def test_the_coverage_is_every_verdict_with_the_size_of_its_model(results: Path, tmp_path: Path) -> None:
-    draw_results(results, tmp_path / "out")
-    table = pd.read_csv(tmp_path / "out" / "coverage.csv", keep_default_na=False)
+    write_tables({"coverage": _coverage(read_runs(results))}, tmp_path)
+    table = pd.read_csv(tmp_path / "coverage.csv", keep_default_na=False)
     assert tuple(table.columns) == COVERAGE_COLUMNS
     # The smaller model comes first, whatever its name.
     assert list(dict.fromkeys(table["model"])) == list(MODELS)
@@ -78,10 +78,7 @@ def test_the_coverage_is_every_verdict_with_the_size_of_its_model(results: Path,
 
 
 def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path) -> None:
-    table = coverage_table([
-        ({"model": run.model, "preset": run.preset, "grader": "g", **run.facts}, run.tables["claims"])
-        for run in read_runs(results)
-    ])  # fmt: skip
+    table = _coverage(read_runs(results))
     figure = coverage_figure(table, "line")
     (axes,) = figure.axes
     ran = table[table["verdict"] != "not run"]

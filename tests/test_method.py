@@ -501,7 +501,9 @@ def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
     tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logs to claims on a tiny model with a planted judge, and again without anything to do."""
-    few = dataclasses.replace(METHOD["quick"], questions=2, rollouts=2, draws=4, random_vectors=3)
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+
+    few = dataclasses.replace(METHOD["quick"], questions=4, rollouts=3, draws=4, random_vectors=3)
     monkeypatch.setitem(METHOD, "quick", few)
     evals = ("trait_elicitation", "stated_limits")
     done = run_pipeline(tmp_path, _saved, str(_saved), evals)
@@ -514,7 +516,7 @@ def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
         *("layer", "position", "filter", "refusal", "responses", "seed", "questions", "description")
     }
     full = read["sensitivity"].set_index(["aspect", "setting"]).loc[("responses", "all")]
-    assert full["cosine"].item() == pytest.approx(1) and full["log"].item() == "trait_elicitation/evil"
+    assert full["cosine"] == pytest.approx(1) and full["log"] == "trait_elicitation/evil"
     described = read["sensitivity"].set_index("setting")["log"]
     assert described["vague"] == "limits_descriptions/evil" != described["vague, same number"]
     claims = pd.read_csv(done.folder / "claims.csv", keep_default_na=False).set_index("claim")
