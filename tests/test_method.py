@@ -417,6 +417,9 @@ def test_a_description_stands_beside_as_many_of_the_run_s_responses() -> None:
     means = same.groupby("setting")["cosine"].mean()
     assert means["all"] == pytest.approx(1, abs=1e-12) and means["all, same number"] == pytest.approx(1, abs=1e-12)
     assert means["clear"] == pytest.approx(means["clear, same number"], abs=0.05)
+    # Ten pairs of five descriptions, one of two, and none of one.
+    pairs = same[same["setting"].str.endswith(", each other")].groupby("setting").size()
+    assert dict(pairs) == {"all, each other": 10, "clear, each other": 1, "vague, each other": 1}
     away = (
         pd.DataFrame(description_rows(turned, full, groups, "stated", 2, 10, rng)).groupby("setting")["cosine"].mean()
     )

@@ -28,7 +28,7 @@ def limits_descriptions(trait: str = "evil", preset: str = "quick", method: Meth
     sizes, own, loaded = load_preset(preset), load_method_sizes(preset), load_trait(trait)
     samples = [
         Sample(
-            id=f"q{question_id}-p{number}-{side}",
+            id=f"q{question_id}-d{number}-{side}",
             input=[ChatMessageSystem(content=getattr(description, side)), ChatMessageUser(content=question)],
             metadata={"trait": loaded.name, "side": side, "pair": number, "question_id": question_id},
         )

@@ -30,6 +30,7 @@ from persona_bench.analysis.drawing import (
 )
 from persona_bench.analysis.figures import draw_all, verdict_matrix
 from persona_bench.analysis.tables import read_tables, write_tables
+from persona_bench.analysis.verdicts import CLAIM_COLUMNS
 from persona_bench.errors import DataError
 from persona_bench.files import model_folder
 
@@ -84,6 +85,7 @@ def _read(path: Path) -> Run:
         facts = {name: str(held[name]) for name in ("model", "preset", "grader", "date")}
         seed, about = int(held["seed"]), model_facts(held)
         claims = pd.read_csv(path.parent / "claims.csv", keep_default_na=False, na_values=_NUMBERS)
+        claims = claims.loc[:, [*CLAIM_COLUMNS]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the run of {path}: {error}; remove its folder or run it again") from error
     caption = Caption(facts["model"], facts["preset"], facts["grader"], facts["date"], seed)

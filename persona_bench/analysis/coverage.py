@@ -74,8 +74,8 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
         width = 0.92 / len(rows)
         for place, (_, row) in enumerate(rows.sort_values("trait").iterrows()):
             left = x + 0.04 + place * width
-            axes.add_patch(_field(left, y, width, VERDICT_COLOURS[row["verdict"]]))
-            letter = _LETTER[row["verdict"]]
+            axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF")))
+            letter = _LETTER.get(row["verdict"], "?")
             axes.text(left + width / 2, y + 0.5, letter, ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(claims), 0)

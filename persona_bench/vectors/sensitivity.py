@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ SMALLEST = 4
 """The learning curve begins at so many responses a side."""
 SAME_NUMBER = ", same number"
 """After the name of a description: as many of the run's own responses, drawn at random."""
+EACH_OTHER = ", each other"
+"""After the name of several descriptions: every two of them."""
 QUESTION_SETS = 5
 """Re-drawn halves of the questions."""
 Row = dict[str, Any]
@@ -75,7 +78,9 @@ def description_rows(
     draws: int,
     rng: np.random.Generator,
 ) -> list[Row]:
-    """The vector of each group of descriptions against the run's, and subsets of the run's responses of that size.
+    """The vector of each group of descriptions against the run's, and of each against each other.
+
+    Beside it stand subsets of the run's own responses of that size.
 
     Fewer responses alone turn a vector: what a description does is the distance between `NAME` and `NAME, same number`.
 
@@ -93,10 +98,11 @@ def description_rows(
     reference = _direction(hidden, whole, of_whole)
     passed, positive = kept_by(readings.items, rule), _positive(readings.items)
     pair = np.array([item.pair for item in readings.items], int)
-    rows: list[Row] = []
+    told = readings.at(layer)
+    rows: list[Row] = list(_between(told, layer, passed, positive, pair, groups))
     for name, members in groups.items():
         kept = passed & np.isin(pair, list(members))
-        own = _direction(readings.at(layer), kept, positive)
+        own = _direction(told, kept, positive)
         rows.append(_row("description", name, layer, kept, positive, own, reference))
         if not _both(kept, positive) or not _both(whole, of_whole):
             continue
@@ -107,6 +113,21 @@ def description_rows(
             direction = _direction(hidden, some, of_whole)
             rows.append(_row("description", f"{name}{SAME_NUMBER}", layer, some, of_whole, direction, reference, draw))
     return rows
+
+
+def _between(
+    hidden: np.ndarray,
+    layer: int,
+    passed: np.ndarray,
+    positive: np.ndarray,
+    pair: np.ndarray,
+    groups: Mapping[str, Sequence[int]],
+) -> Iterator[Row]:
+    """Descriptions against each other: within each group of several, every two of them."""
+    for name, members in groups.items():
+        for draw, (one, other) in enumerate(combinations(members, 2)):
+            parts = [passed & (pair == number) for number in (one, other)]
+            yield _split("description", f"{name}{EACH_OTHER}", hidden, layer, *parts, positive, draw)
 
 
 def question_halves(items: Sequence[Rollout], rng: np.random.Generator) -> list[frozenset[int]]:

@@ -117,7 +117,8 @@ def read_trait(
     layer = layers[trait.name]
     wanted = sorted({*swept, *layers.values()})
     full = read_responses(engine, own, wanted)
-    refusal = refusal_direction(engine)[layer].astype(np.float64)
+    known = [vector.directions["refusal"][layer] for vector in vectors.values() if "refusal" in vector.directions]
+    refusal = known[0].double().numpy() if known else refusal_direction(engine)[layer].astype(np.float64)
     rng = np.random.default_rng(seed)
     held = _among(full, sorted({*swept, layer}))
     rows = sensitivity_rows(held, refusal, rule, layer, sizes.draws, rng)
