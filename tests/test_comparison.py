@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -120,6 +121,11 @@ def test_a_folder_without_runs_and_a_broken_run_are_one_line(results: Path, tmp_
     with pytest.raises(DataError) as error:
         draw_results(tmp_path, tmp_path / "out")
     one_line(error, "m/quick/run.json", "run it again")
+    shutil.copytree(results / "smollm2-135m" / "quick", broken, dirs_exist_ok=True)
+    (broken / "claims.csv").write_text("claim,trait\nC1-steering-induces,evil\n")
+    with pytest.raises(DataError) as cut:
+        draw_results(tmp_path, tmp_path / "out")
+    one_line(cut, "m/quick/run.json", "verdict")
     assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(main, ["figures", "--results", str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2

@@ -525,13 +525,15 @@ def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
     claims = pd.read_csv(done.folder / "claims.csv", keep_default_na=False).set_index("claim")
     limits = [name for name in claims.index if name.startswith(("S", "J2"))]
     assert len(limits) == 7 and claims.loc["S2-trait-named-beforehand", "reason"].startswith("judge gate")
-    assert (done.folder / "figures" / "sensitivity.png").exists()
+    drawn = (done.folder / "figures" / "sensitivity.png").read_bytes()
     assert done.held["weights"]["model"]["family"] == "llama" and done.held["weights"]["model"]["parameters"] > 10_000
     kept = (done.folder / "limits" / "evil.json").stat().st_mtime_ns
+    claims_text = (done.folder / "claims.csv").read_text()
     (done.folder / "run.json").unlink()
     again = run_pipeline(tmp_path, _saved, str(_saved), evals)
     assert (done.folder / "limits" / "evil.json").stat().st_mtime_ns == kept
-    assert (again.folder / "claims.csv").read_text() == (done.folder / "claims.csv").read_text()
+    assert (again.folder / "claims.csv").read_text() == claims_text
+    assert (again.folder / "figures" / "sensitivity.png").read_bytes() == drawn
     assert {name: log.eval.eval_id for name, log in again.logs.items()} == {
         name: log.eval.eval_id for name, log in done.logs.items()
     }
