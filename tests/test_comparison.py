@@ -86,6 +86,11 @@ def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path)
     assert len(axes.patches) == len(ran)
     letters = [text.get_text() for text in axes.texts]
     assert letters.count("S") == (ran["verdict"] == "supported").sum() > 0
+    # Of two traits of which one was run, the field stays in its own half.
+    other = table.assign(trait=table["trait"].replace("evil", "zeal"), verdict="not run")
+    both = coverage_figure(pd.concat([table, other]).sort_values(["parameters", "trait"]), "line").axes[0].patches
+    assert len(both) == len(ran) and {round(patch.get_width(), 2) for patch in both} <= {0.46, 0.92}
+    assert all(patch.get_x() % 1 < 0.1 for patch in both)
     headings = [label.get_text() for label in axes.get_xticklabels()]
     assert "135M llama" in headings[0] and "1.24B llama" in headings[1] and "bfloat16, quick" in headings[0]
 

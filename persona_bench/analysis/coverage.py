@@ -11,6 +11,7 @@ import pandas as pd
 
 from persona_bench.analysis.drawing import WIDTH, flat_text, new_figure, put_foot
 from persona_bench.analysis.figures import VERDICT_COLOURS, readable
+from persona_bench.definitions.claims import ALL_TRAITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,11 +70,15 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
     columns = list(dict.fromkeys(zip(table["model"], table["preset"], strict=True)))
     figure = new_figure(1.9 + 0.3 * len(claims), width=max(WIDTH, 2.2 + 1.35 * len(columns)))
     axes = figure.subplots()
-    for (model, preset, claim), rows in ran.groupby(["model", "preset", "claim"], sort=False):
-        x, y = columns.index((model, preset)), claims.index(claim)
-        width = 0.92 / len(rows)
-        for place, (_, row) in enumerate(rows.sort_values("trait").iterrows()):
-            left = x + 0.04 + place * width
+    for (model, preset), rows in ran.groupby(["model", "preset"], sort=False):
+        x = columns.index((model, preset))
+        every = table[(table["model"] == model) & (table["preset"] == preset)]
+        traits = sorted(set(every["trait"]) - {ALL_TRAITS})
+        for _, row in rows.iterrows():
+            # A trait keeps its place, whatever was run of the others.
+            width = 0.92 / (1 if row["trait"] == ALL_TRAITS else len(traits))
+            left = x + 0.04 + (0 if row["trait"] == ALL_TRAITS else traits.index(row["trait"])) * width
+            y = claims.index(row["claim"])
             axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF")))
             letter = _LETTER.get(row["verdict"], "?")
             axes.text(left + width / 2, y + 0.5, letter, ha="center", va="center", fontsize=8)
@@ -86,10 +91,10 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
     axes.grid(visible=False)
     for side in axes.spines.values():
         side.set_visible(False)
-    traits = ", ".join(sorted(set(ran["trait"]) - {"all"}))
+    named = ", ".join(sorted(set(table["trait"]) - {ALL_TRAITS}))
     note = (
         f"S supported, C contradicted, i inconclusive, – not testable; empty: not run. A field a trait, by name "
-        f"({traits}), or one for the model. Smaller models first."
+        f"({named}), or one for the model. Smaller models first."
     )
     put_foot(figure, line, note)
     return figure
