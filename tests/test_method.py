@@ -121,7 +121,7 @@ def test_what_a_random_direction_sees_as_well_is_not_the_vector_s_doing(find: Fi
     ("frame", "reason"),
     [
         (readings(6.0, others=False), "no other trait"),
-        (readings(6.0, showing=0), "0 responses of the report half show the trait, needed 10"),
+        (readings(6.0, showing=0), "0 responses show the trait, needed 10"),
         (readings(6.0, showing=6), "all show the trait"),
     ],
     ids=["alone", "never", "always"],

@@ -46,7 +46,7 @@ INDUCES = "C1-steering-induces"
 NEED_NO_VECTOR = ("S1-two-models", "S2-trait-named-beforehand", "S4-inducible-by-prompt", "J2-judge-misreads")
 """Decided without a vector of the trait itself."""
 MIN_SHOWING = 10
-"""Responses of the report half that must show the trait, for S2."""
+"""Responses that must show the trait, for S2."""
 NO_EFFECT = 5.0
 """Points under which a vector does nothing, for S4."""
 ANSWERS = ("clear", "graded", "model")
@@ -112,11 +112,10 @@ def _named_beforehand(evidence: Evidence, claim: Claim, trait: str) -> Ruling:
     found = detectors(mine, trait, evidence.draw)
     if not any(item.of(trait) == "other" for item in found):
         return _untestable("no other trait of the run has a vector", mine)
-    one = mine.drop_duplicates(["question_id", "pair", "side", "epoch"])
-    label = shows(one)[one["half"] == "report"]
+    label = shows(mine.drop_duplicates(["question_id", "pair", "side", "epoch"]))
     n_showing = int((label == 1).sum())
     if n_showing < MIN_SHOWING:
-        reason = f"{n_showing} responses of the report half show the trait, needed {MIN_SHOWING}"
+        reason = f"{n_showing} responses show the trait, needed {MIN_SHOWING}"
         return _untestable(reason, mine, scored=int(label.notna().sum()))
     best, control = best_of(found, trait, "other"), best_of(found, trait, "random")
     if best is None or math.isnan(best.report.low):

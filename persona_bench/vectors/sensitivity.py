@@ -126,8 +126,8 @@ def _between(
     """Descriptions against each other: within each group of several, every two of them."""
     for name, members in groups.items():
         for draw, (one, other) in enumerate(combinations(members, 2)):
-            parts = [passed & (pair == number) for number in (one, other)]
-            yield _split("description", f"{name}{EACH_OTHER}", hidden, layer, *parts, positive, draw)
+            first, second = (passed & (pair == number) for number in (one, other))
+            yield _split("description", f"{name}{EACH_OTHER}", hidden, layer, first, second, positive, draw)
 
 
 def question_halves(items: Sequence[Rollout], rng: np.random.Generator) -> list[frozenset[int]]:
