@@ -132,9 +132,15 @@ def judge_claims(
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
 
-def _find(run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]) -> _Finding:
+def _find(
+    run: _Run,
+    claim: Claim,
+    trait: str,
+    no_vector: str,
+    before: Mapping[tuple[str, str], _Finding] | None = None,
+) -> _Finding:
     if claim.id in METHOD_RULES or claim.id == TWO_MODELS:
-        return _of_method(run, claim, trait, no_vector, before)
+        return _of_method(run, claim, trait, no_vector, before or {})
     if claim.id not in _RULES and claim.id not in FINETUNING_RULES:
         missing = {**NO_RULE, **UNDECIDED}.get(claim.id, f"the eval {claim.eval}")
         return _Finding("not run", f"no rule in this version: {missing}")
