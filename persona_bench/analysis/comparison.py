@@ -120,7 +120,10 @@ def draw_results(results: Path, out: Path, say: Callable[[str], None] | None = N
         for name, figure in _comparisons(runs):
             drawn += save(figure, out / name)
         if (coverage["verdict"] != "not run").any():
-            drawn += save(coverage_figure(coverage, _caption(runs).line(f"{len(runs)} runs")), out / COVERAGE)
+            drawn += save(
+                coverage_figure(coverage, _caption(runs).line(f"{len(coverage)} verdicts of {len(runs)} runs")),
+                out / COVERAGE,
+            )
     kept = {path.name for path in drawn}
     for path in sorted(out.iterdir()):
         if path.suffix.lstrip(".") in DRAWN and path.name not in kept:
