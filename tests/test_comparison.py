@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from persona_bench.analysis.comparison import draw_results, read_runs
+from persona_bench.analysis.comparison import _coverage, draw_results, read_runs
+from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
 from persona_bench.analysis.tables import build_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
 from persona_bench.cli import main
@@ -18,6 +22,7 @@ from tests.builders_samples import World, make_samples
 from tests.conftest import one_line
 
 MODELS = {"smollm2-135m": 0, "org/other-1b": 1}
+SIZES = {"smollm2-135m": 134515008, "org/other-1b": 1.24e9}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tables(tables, folder / "tables")
         write_tables({"claims": judge_claims(samples, tables, resamples=50)}, folder)
         run = {"model": model, "preset": "quick", "grader": "g", "date": "2026-01-02", "seed": 0}
+        run |= {"weights": {"model": {"family": "llama", "parameters": SIZES[model], "dtype": "bfloat16"}}}
         (folder / "run.json").write_text(json.dumps(run))
     return root
 
@@ -54,7 +60,45 @@ def test_every_run_and_the_models_side_by_side_with_the_same_bytes(results: Path
     assert not stale.exists() and kept.read_text() == "kept"
     kept.unlink()
     assert hashes(first) == hashes(second)
-    assert len(hashes(first)) == len(drawn) == 2 * len(names)
+    # A PNG and a PDF of each, and the table of the coverage.
+    assert len(hashes(first)) == len(drawn) == 2 * len(names) + 1
+
+
+def test_the_coverage_is_every_verdict_with_the_size_of_its_model(results: Path, tmp_path: Path) -> None:
+    write_tables({"coverage": _coverage(read_runs(results))}, tmp_path)
+    table = pd.read_csv(tmp_path / "coverage.csv", keep_default_na=False)
+    assert tuple(table.columns) == COVERAGE_COLUMNS
+    # The smaller model comes first, whatever its name.
+    assert list(dict.fromkeys(table["model"])) == list(MODELS)
+    assert list(dict.fromkeys(table["parameters"])) == [pytest.approx(size, rel=1e-5) for size in SIZES.values()]
+    assert set(table["family"]) == {"llama"} and set(table["dtype"]) == {"bfloat16"}
+    for model in MODELS:
+        claims = pd.read_csv(results / model.replace("/", "--") / "quick" / "claims.csv", keep_default_na=False)
+        mine = table[table["model"] == model]
+        assert list(mine["claim"]) == list(claims["claim"]) and list(mine["verdict"]) == list(claims["verdict"])
+
+
+def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path) -> None:
+    table = _coverage(read_runs(results))
+    figure = coverage_figure(table, "line")
+    (axes,) = figure.axes
+    ran = table[table["verdict"] != "not run"]
+    assert len(axes.patches) == len(ran)
+    letters = [text.get_text() for text in axes.texts]
+    assert letters.count("S") == (ran["verdict"] == "supported").sum() > 0
+    # Of two traits of which one was run, the field stays in its own half.
+    other = table.assign(trait=table["trait"].replace("evil", "zeal"), verdict="not run")
+    both = coverage_figure(pd.concat([table, other]).sort_values(["parameters", "trait"]), "line").axes[0].patches
+    assert len(both) == len(ran) and {round(patch.get_width(), 2) for patch in both} <= {0.46, 0.92}
+    assert all(patch.get_x() % 1 < 0.1 for patch in both)
+    headings = [label.get_text() for label in axes.get_xticklabels()]
+    assert "135M llama" in headings[0] and "1.24B llama" in headings[1] and "bfloat16, quick" in headings[0]
+
+
+def test_a_run_that_does_not_say_what_its_model_is_is_unknown() -> None:
+    assert model_facts({"model": "m"}) == {"family": "unknown", "parameters": pytest.approx(math.nan, nan_ok=True),
+                                           "dtype": "unknown"}  # fmt: skip
+    assert size(math.nan) == "unknown size" and size(7.6e9) == "7.6B" and size(494e6) == "494M"
 
 
 def test_a_caption_names_model_preset_grader_n_and_date(results: Path) -> None:
@@ -82,6 +126,11 @@ def test_a_folder_without_runs_and_a_broken_run_are_one_line(results: Path, tmp_
     with pytest.raises(DataError) as error:
         draw_results(tmp_path, tmp_path / "out")
     one_line(error, "m/quick/run.json", "run it again")
+    shutil.copytree(results / "smollm2-135m" / "quick", broken, dirs_exist_ok=True)
+    (broken / "claims.csv").write_text("claim,trait\nC1-steering-induces,evil\n")
+    with pytest.raises(DataError) as cut:
+        draw_results(tmp_path, tmp_path / "out")
+    one_line(cut, "m/quick/run.json", "verdict")
     assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(main, ["figures", "--results", str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2

@@ -11,6 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_
 
 from persona_bench.analysis import tables as tb
 from persona_bench.analysis.finetuning import FINETUNING_TABLES
+from persona_bench.analysis.flagging import FLAGGING_TABLES
 from persona_bench.analysis.samples import collect
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
@@ -32,9 +33,10 @@ def tables(samples) -> dict[str, pd.DataFrame]:
 def test_every_table_has_its_columns_full_or_empty(tables):
     for made in (tables, tb.build_tables(tb.Samples(), resamples=FAST)):
         assert {name: tuple(table.columns) for name, table in made.items()} == dict(tb.TABLE_COLUMNS)
-    # The simulated world has a single grader, nothing finetuned and no scenes.
-    empty = {"judge_panel", "behaviours", "limits", "evasion", *FINETUNING_TABLES}
-    assert {name for name, table in tables.items() if table.empty} == empty
+    # The simulated world has a single grader, nothing finetuned or flagged, no scenes, no vectors made otherwise.
+    absent = {"judge_panel", *FINETUNING_TABLES, *FLAGGING_TABLES, "behaviours", "limits", "evasion"}
+    absent |= {"left_out", "variants", "sensitivity"}
+    assert {name for name, table in tables.items() if table.empty} == absent
 
 
 def test_a_frame_without_a_column_is_refused(samples):

@@ -10,6 +10,7 @@ from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.limit_verdicts import LIMIT_RULES
+from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, UNDECIDED
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
@@ -46,9 +47,9 @@ def claims(samples) -> pd.DataFrame:
 
 def test_every_claim_has_a_rule_and_a_value_or_not_found():
     assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
-    every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS and entry.eval != "stated_limits"}
-    assert every == {*vd._RULES, *FINETUNING_RULES, *FLAGGING_RULES, *NO_RULE}
-    assert {entry.id for entry in CLAIMS if entry.id.startswith("N")} >= set(LIMIT_RULES)
+    every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS}
+    ruled = {*vd._RULES, *FINETUNING_RULES, *FLAGGING_RULES, *LIMIT_RULES, *METHOD_RULES, TWO_MODELS}
+    assert every == ruled | {*NO_RULE, *UNDECIDED}
     assert claim("L1-refusal-confound").threshold == 0.5
 
 
@@ -297,7 +298,7 @@ def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(clai
     rest = claims[~claims["claim"].isin(list(vd._RULES))]
     assert len(rest) > 30 and (rest["verdict"] == "not run").all() and rest["estimate"].isna().all()
     for _, row in rest.iterrows():
-        assert NO_RULE.get(row["claim"], claim(row["claim"]).eval) in row["reason"]
+        assert {**NO_RULE, **UNDECIDED}.get(row["claim"], claim(row["claim"]).eval) in row["reason"]
 
 
 def test_flat_scores_cannot_be_monitored(samples):

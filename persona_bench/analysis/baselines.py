@@ -129,7 +129,7 @@ def text_flags(flagging: pd.DataFrame) -> pd.DataFrame:
         if len(set(labels[select])) < 2:
             continue
         for values in _prompt_features(texts["text"].tolist(), select, None).values():
-            penalty = _penalty(values[select], labels[select], texts["question_id"].astype(str)[select].tolist())
+            penalty = best_penalty(values[select], labels[select], texts["question_id"].astype(str)[select].tolist())
             weights, bias = logistic(values[select], labels[select], penalty)
             said = dict(zip(texts["sample_id"], values @ weights + bias, strict=True))
             found[part.index] = part["sample_id"].map(said)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from persona_bench.analysis.coverage import coverage_figure, coverage_table, model_facts
 from persona_bench.analysis.drawing import (
     GREY,
     MARKERS,
@@ -28,7 +29,8 @@ from persona_bench.analysis.drawing import (
     trait_colours,
 )
 from persona_bench.analysis.figures import draw_all, verdict_matrix
-from persona_bench.analysis.tables import read_tables
+from persona_bench.analysis.tables import read_tables, write_tables
+from persona_bench.analysis.verdicts import CLAIM_COLUMNS
 from persona_bench.errors import DataError
 from persona_bench.files import model_folder
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 DRAWN = ("png", "pdf")
 COMPARISON = "comparison"
+COVERAGE = "coverage"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +51,14 @@ class Run:
         preset: of the run.
         caption: what stands under its figures.
         tables: with `claims` among them.
+        facts: family, parameters and dtype of the model.
     """
 
     model: str
     preset: str
     caption: Caption
     tables: dict[str, pd.DataFrame]
+    facts: dict[str, Any]
 
     @property
     def stem(self) -> str:
@@ -78,12 +83,14 @@ def _read(path: Path) -> Run:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         facts = {name: str(held[name]) for name in ("model", "preset", "grader", "date")}
-        seed = int(held["seed"])
+        seed, about = int(held["seed"]), model_facts(held)
         claims = pd.read_csv(path.parent / "claims.csv", keep_default_na=False, na_values=_NUMBERS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        claims = claims.loc[:, [*CLAIM_COLUMNS]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the run of {path}: {error}; remove its folder or run it again") from error
     caption = Caption(facts["model"], facts["preset"], facts["grader"], facts["date"], seed)
-    return Run(facts["model"], facts["preset"], caption, {**read_tables(path.parent / "tables"), "claims": claims})
+    tables = {**read_tables(path.parent / "tables"), "claims": claims}
+    return Run(facts["model"], facts["preset"], caption, tables, about)
 
 
 _NUMBERS = {name: [""] for name in ("estimate", "ci_low", "ci_high", "p_holm")}
@@ -94,11 +101,12 @@ def draw_results(results: Path, out: Path, say: Callable[[str], None] | None = N
 
     Args:
         results: the results folder.
-        out: is made where it does not exist; only its .png and .pdf files are touched.
+        out: is made where it does not exist; only its .png and .pdf files and coverage.csv are touched.
         say: told which run is drawn.
 
     Returns:
-        The files, `<model>-<preset>-<figure>` and `comparison-<preset>-<figure>`, a PNG and a PDF each.
+        The files, `<model>-<preset>-<figure>`, `comparison-<preset>-<figure>` and `coverage`, a PNG and a PDF each, and
+        `coverage.csv`.
     """
     runs = read_runs(results)
     drawn: list[Path] = []
@@ -106,9 +114,16 @@ def draw_results(results: Path, out: Path, say: Callable[[str], None] | None = N
         if say is not None:
             say(f"drawing {run.model}, preset {run.preset}")
         drawn += draw_all(run.tables, out, run.caption, prefix=f"{run.stem}-")
+    coverage = _coverage(runs)
+    drawn += write_tables({COVERAGE: coverage}, out)
     with drawing_style():
         for name, figure in _comparisons(runs):
             drawn += save(figure, out / name)
+        if (coverage["verdict"] != "not run").any():
+            drawn += save(
+                coverage_figure(coverage, _caption(runs).line(f"{len(coverage)} verdicts of {len(runs)} runs")),
+                out / COVERAGE,
+            )
     kept = {path.name for path in drawn}
     for path in sorted(out.iterdir()):
         if path.suffix.lstrip(".") in DRAWN and path.name not in kept:
@@ -129,6 +144,15 @@ def _comparisons(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
                 yield f"{COMPARISON}-{preset}-{name}", figure
 
 
+def _coverage(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every verdict of every run, whatever its preset."""
+    told = [
+        ({"model": run.model, "preset": run.preset, "grader": run.caption.grader, **run.facts}, run.tables["claims"])
+        for run in runs
+    ]
+    return coverage_table(told)
+
+
 def _caption(runs: Sequence[Run]) -> Caption:
     """What the runs share, and all of what they do not."""
 
@@ -138,7 +162,7 @@ def _caption(runs: Sequence[Run]) -> Caption:
     seeds = {run.caption.seed for run in runs}
     return Caption(
         joined([run.model for run in runs]),
-        runs[0].preset,
+        joined([run.preset for run in runs]),
         joined([run.caption.grader for run in runs]),
         joined(sorted(run.caption.date for run in runs)),
         seeds.pop() if len(seeds) == 1 else None,

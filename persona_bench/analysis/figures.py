@@ -33,6 +33,7 @@ from persona_bench.analysis.finetuning_figures import finetuning_figures
 from persona_bench.analysis.flagging_figures import flagging_figures
 from persona_bench.analysis.grouping import single
 from persona_bench.analysis.limits_figures import limits_figures
+from persona_bench.analysis.method_figures import method_figures
 from persona_bench.analysis.monitoring_figures import monitoring_figures
 from persona_bench.analysis.tradeoff_figures import frontier_figures
 from persona_bench.definitions.claims import MMLU_CHANCE
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "slug", "trait_colours", "verdict_matrix"]
+__all__ = ["VERDICT_COLOURS", "Caption", "draw_all", "readable", "slug", "trait_colours", "verdict_matrix"]
 
 VERDICT_COLOURS: Mapping[str, str] = {
     "supported": "#009E73",
@@ -66,7 +67,7 @@ def draw_all(tables: Mapping[str, pd.DataFrame], folder: Path, caption: Caption,
         The files, a PNG and a PDF each: `claims`, `steering_<trait>`, `monitoring_<trait>`, `roc_<trait>`
         (with `_<condition>` for those besides the ladder), `drift_<trait>`, `mmlu`, `frontier_<trait>`,
         `shift_<trait>`, `vaccine_<family>`, `training_<family>`, `flagsets_<trait>`, `flaghistogram_<trait>`,
-        `flagprecision_<trait>_<family>`, `flagtrained_<trait>`, `behaviours`, `limits`, `evasion`.
+        `flagprecision_<trait>_<family>`, `flagtrained_<trait>`, `behaviours`, `limits`, `evasion`, `sensitivity`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colours = trait_colours(all_traits(tables))
@@ -96,6 +97,7 @@ def _figures(
     yield from finetuning_figures(tables, caption)
     yield from flagging_figures(tables, colours, caption)
     yield from limits_figures(tables, caption)
+    yield from method_figures(tables, colours, caption)
 
 
 # --- (1) steering -----------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def verdict_matrix(claims: pd.DataFrame, caption: Caption, order: Sequence[str])
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(names), 0)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [_wrapped(column) for column in columns])
-    axes.set_yticks(np.arange(len(names)) + 0.5, ["\n".join(textwrap.wrap(_readable(name), 20)) for name in names])
+    axes.set_yticks(np.arange(len(names)) + 0.5, ["\n".join(textwrap.wrap(readable(name), 20)) for name in names])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -288,6 +290,7 @@ def _patch(x: int, y: int, colour: str) -> Any:
     return Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=colour, edgecolor="#888888", linewidth=0.6)
 
 
-def _readable(claim_id: str) -> str:
+def readable(claim_id: str) -> str:
+    """A claim's id as words."""
     head, _, rest = claim_id.partition("-")
     return f"{head} {rest.replace('-', ' ')}"

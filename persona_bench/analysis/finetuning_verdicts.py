@@ -54,6 +54,8 @@ class Ruling:
         ran: whether what it compares was run at all.
         counts: valid samples of each cell.
         log: the logs.
+        verdict: where it is no matter of each bound by itself; else empty.
+        p: of that verdict.
     """
 
     bounds: tuple[Bound, ...] = ()
@@ -61,6 +63,8 @@ class Ruling:
     ran: bool = True
     counts: Mapping[str, int] = field(default_factory=dict)
     log: str = ""
+    verdict: str = ""
+    p: float = np.nan
 
 
 Rule = Callable[["Samples", Claim, str, Draw], Ruling]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
+from persona_bench.inspect_ext.cells import half
 from persona_bench.models.finetuning import PROJECTION
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
@@ -114,6 +116,7 @@ def collect(
         "trait_steering": ("steering", _steering_rows),
         "trait_monitoring": ("monitoring", _monitoring_rows),
         "mmlu_preservation": ("mmlu", _mmlu_rows),
+        "limits_variants": ("variants", _steering_rows),
     }
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SAMPLE_COLUMNS}
     for name, log in sorted(logs.items()):
@@ -143,6 +146,20 @@ def collect(
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
         rows["cosines"] += [row for other in vectors for row in _cosine_rows(vector, other)]
     return Samples(**{name: _frame(name, items) for name, items in rows.items()})
+
+
+def with_readings(samples: Samples, method: Sequence[Mapping[str, list[dict[str, Any]]]]) -> Samples:
+    """The frames with what another pass over the elicited responses told (`vectors.variants.read_trait`, with a log).
+
+    Args:
+        samples: the frames from the logs.
+        method: one entry a trait.
+    """
+    if not method:
+        return samples
+    rows = {name: [row for part in method for row in part[name]] for name in ("readings", "sensitivity")}
+    read = [{**row, "half": half(row["question_id"])} for row in rows["readings"]]
+    return replace(samples, readings=_frame("readings", read), sensitivity=_frame("sensitivity", rows["sensitivity"]))
 
 
 def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from persona_bench.analysis.grouping import (
     spread,
 )
 from persona_bench.analysis.limits import MONITORS, limit_rows
+from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_SORT, METHOD_TABLES, method_rows
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
 from persona_bench.analysis.panel import panel_rows
 from persona_bench.analysis.tradeoff import SCORED_SHARE, summary_rows, tradeoff_rows
@@ -50,6 +51,7 @@ __all__ = [
     "chosen_layers",
     "control_of",
     "read_tables",
+    "steering_table",
     "vector_warnings",
     "write_tables",
 ]
@@ -98,6 +100,7 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "scenes": SCENES,
     "monitors": MONITORS,
     "evasion": EVADED,
+    **METHOD_SAMPLES,
 }
 """The columns that each sample frame must have."""
 
@@ -199,6 +202,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *_with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
         *("reason", "log"),
     ),
+    **METHOD_TABLES,
 }
 
 TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -230,12 +234,13 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     "behaviours": ("behaviour",),
     "limits": ("behaviour", "monitor"),
     "evasion": ("trait", "way"),
+    **METHOD_SORT,
 }
 _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
     "family version arm set detector measure outcome paper pool pick made_of "
-    "claim statement paper_value verdict section rule question_id behaviour way monitor detail".split()
+    "claim statement paper_value verdict section rule question_id behaviour way monitor detail aspect".split()
 )
 
 
@@ -276,6 +281,9 @@ class Samples:
         scenes: what was chosen in scenes of behaviours (`analysis.behaviours`).
         monitors: what each monitor of a behaviour says of the scenes (`analysis.limits`).
         evasion: responses under prompts that may evade the trait's vector, with its projection and a random one.
+        readings: elicited responses, projected on every trait's vector and on random directions.
+        variants: answers while steered with vectors that were made otherwise, in columns like those of `steering`.
+        sensitivity: cosines of vectors that were made otherwise.
 
     Raises:
         DataError: a frame lacks a column.
@@ -299,6 +307,9 @@ class Samples:
     scenes: pd.DataFrame = field(default_factory=lambda: _empty("scenes"))
     monitors: pd.DataFrame = field(default_factory=lambda: _empty("monitors"))
     evasion: pd.DataFrame = field(default_factory=lambda: _empty("evasion"))
+    readings: pd.DataFrame = field(default_factory=lambda: _empty("readings"))
+    variants: pd.DataFrame = field(default_factory=lambda: _empty("variants"))
+    sensitivity: pd.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -339,7 +350,7 @@ def build_tables(
         Table name -> frame with the columns of `TABLE_COLUMNS`; an empty frame where nothing was measured.
     """
     draw = Draw(seed, resamples)
-    steering = _steering_table(samples.steering, draw)
+    steering = steering_table(samples.steering, draw)
     choice = choose_steering(steering)
     layers = chosen_layers(samples.vectors, choice)
     mmlu = _frame("mmlu", capability_rows(samples.mmlu, draw))
@@ -361,6 +372,7 @@ def build_tables(
         "behaviours": _frame("behaviours", list(shown_rows(samples.scenes, draw))),
         "limits": _frame("limits", list(limit_rows(samples.scenes, samples.monitors, draw))),
         "evasion": _frame("evasion", list(evasion_rows(samples, draw))),
+        **{name: _frame(name, rows) for name, rows in method_rows(samples, draw).items()},
     }
     warnings = vector_warnings(samples.vectors)
     return {name: _ordered(name, _warned(table, warnings)) for name, table in tables.items()}
@@ -587,7 +599,8 @@ _CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 _DROP_REASONS = ("score", "coherence", "refusal", "length", "unscored")
 
 
-def _steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+def steering_table(steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+    """One row a cell and half, as `choose_steering` takes them."""
     rows: list[Row] = []
     for pair, family in groups(steering, "trait", "half"):
         plain = family[family["vector"] == "none"]

@@ -11,10 +11,21 @@ from persona_bench.analysis import statistics as st
 from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
 from persona_bench.analysis.finetuning import of_kind
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE, Ruling
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.limit_verdicts import LIMIT_RULES
+from persona_bench.analysis.method_verdicts import (
+    INDUCES,
+    METHOD_RULES,
+    NEED_NO_VECTOR,
+    TWO_MODELS,
+    UNDECIDED,
+    VAGUE,
+    Evidence,
+    measured,
+    share_not_supported,
+)
 from persona_bench.analysis.monitoring import POSITION, TEXT, monitoring_points
 from persona_bench.analysis.tables import (
     GATE_MIN_SCORED,
@@ -57,6 +68,10 @@ class _Finding:
     n: int = 0
     p: float = math.nan
     log: str = ""
+
+
+_PENDING = _Finding("not run", "it rests on the verdicts of the other claims")
+"""Stands for S1 until those are final."""
 
 
 @dataclass(frozen=True)
@@ -104,28 +119,45 @@ def judge_claims(
     run = _Run(samples, tables, layers, seed, resamples)
     names = samples.traits if traits is None else sorted(traits)
     pairs = [(claim, trait) for claim in CLAIMS for trait in claim.rows(names)]
-    findings = [_find(run, claim, trait, (no_vector or {}).get(trait, "")) for claim, trait in pairs]
-    adjusted = st.holm([finding.p for finding in findings])
+    findings: dict[tuple[str, str], _Finding] = {}
+    for claim, trait in pairs:
+        found = _find(run, claim, trait, (no_vector or {}).get(trait, ""), findings)
+        findings[claim.id, trait] = found
+    adjusted = st.holm([finding.p for finding in findings.values()])
+    finals = [_after_holm(found, p) for found, p in zip(findings.values(), adjusted, strict=True)]
+    finals = _resting_on_verdicts(pairs, finals)
     warnings = vector_warnings(tables["vectors"])
     rows = []
-    for (claim, trait), found, p_holm in zip(pairs, findings, adjusted, strict=True):
-        final = _after_holm(found, p_holm)
+    for (claim, trait), final, p_holm in zip(pairs, finals, adjusted, strict=True):
         values = (final.estimate, final.low, final.high, final.n, final.verdict, final.reason, p_holm, final.log)
         rows.append((claim.id, trait, claim.statement, claim.paper_value(trait), *values, warnings.get(trait, "")))
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS))
 
 
-def _find(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
+def _find(
+    run: _Run,
+    claim: Claim,
+    trait: str,
+    no_vector: str,
+    before: Mapping[tuple[str, str], _Finding] | None = None,
+) -> _Finding:
+    if claim.id in METHOD_RULES or claim.id == TWO_MODELS:
+        return _of_method(run, claim, trait, no_vector, before or {})
     if claim.id in LIMIT_RULES:
         return _limit(run, claim, trait, no_vector)
-    return _found(run, claim, trait, no_vector)
+    unmet = _unmet(run, claim, trait, no_vector)
+    if unmet is not None:
+        return unmet
+    if claim.id in _RULES:
+        return _RULES[claim.id](run, claim, trait)
+    return _ruled(claim, _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples)))
 
 
-def _found(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
-    if claim.id in NO_RULE:
-        return _Finding("not run", f"no rule in this version: {NO_RULE[claim.id]}")
+def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding | None:
+    """What keeps a claim from being put to its rule."""
     if claim.id not in _RULES and claim.id not in _RULINGS:
-        return _Finding("not run", f"it takes the eval {claim.eval}, which this version does not run")
+        missing = {**NO_RULE, **UNDECIDED}.get(claim.id, f"the eval {claim.eval}")
+        return _Finding("not run", f"no rule in this version: {missing}")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")
     frame = {
@@ -141,9 +173,7 @@ def _found(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
         under = f" under {claim.condition}" if claim.condition else ""
         return _Finding("not run", f"{claim.eval} has no samples of this trait{under}")
     shut = _gate(run, trait) if claim.judged else ""
-    if shut:
-        return _untestable(f"judge gate: {shut}")
-    return _ruled(run, claim, trait) if claim.id in _RULINGS else _RULES[claim.id](run, claim, trait)
+    return _untestable(f"judge gate: {shut}") if shut else None
 
 
 def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
@@ -154,14 +184,51 @@ def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     return _untestable(f"judge gate: {shut}") if shut else found
 
 
-def _ruled(run: _Run, claim: Claim, trait: str) -> _Finding:
-    found = _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
+def _ruled(claim: Claim, found: Ruling) -> _Finding:
     if not found.ran:
         return _Finding("not run", found.reason, log=found.log)
     if found.reason:
-        return _untestable(found.reason, n=min(found.counts.values()), log=found.log)
+        return _untestable(found.reason, n=min(found.counts.values(), default=0), log=found.log)
     questions = min((bound.estimate.n_clusters for bound in found.bounds), default=MIN_QUESTIONS)
-    return _too_few(claim, found.counts, questions, found.log) or _decide(found.bounds, found.log)
+    few = _too_few(claim, found.counts, questions, found.log)
+    if few or not found.verdict:
+        return few or _decide(found.bounds, found.log)
+    main, reason = found.bounds[0].estimate, "; ".join(str(bound) for bound in found.bounds)
+    return _Finding(found.verdict, reason, main.value, main.low, main.high, main.n, found.p, found.log)
+
+
+def _of_method(
+    run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]
+) -> _Finding:
+    if not measured(run.samples, trait):
+        return _Finding("not run", "stated_limits has no samples of this trait")
+    if claim.id == TWO_MODELS:
+        return _PENDING
+    if no_vector and claim.id not in NEED_NO_VECTOR:
+        return _untestable(f"no vector: {no_vector}")
+    shut = _gate(run, trait) if claim.judged else ""
+    if shut:
+        return _untestable(f"judge gate: {shut}")
+    verdicts = {key: found.verdict for key, found in before.items()}
+    evidence = Evidence(run.samples, run.tables, run.layers, Draw(run.seed, run.resamples), verdicts)
+    return _ruled(claim, METHOD_RULES[claim.id](evidence, claim, trait))
+
+
+def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[_Finding]) -> list[_Finding]:
+    """What rests on other claims' final verdicts: S3 needs a full vector that steers, S1 counts C1 to C9."""
+    verdicts = {(claim.id, trait): found.verdict for (claim, trait), found in zip(pairs, finals, strict=True)}
+    out = []
+    for (claim, trait), found in zip(pairs, finals, strict=True):
+        after = found
+        if claim.id == VAGUE and found.verdict in VERDICTS[:3] and verdicts.get((INDUCES, trait)) != "supported":
+            after = _untestable(
+                f"the full vector does not steer ({INDUCES} is not supported)", n=found.n, log=found.log
+            )
+        if found is _PENDING:
+            verdict, share, reason = share_not_supported(claim, [(name, v) for (name, _), v in verdicts.items()])
+            after = _Finding(verdict, reason, share.value, share.low, share.high, share.n)
+        out.append(after)
+    return out
 
 
 def _after_holm(found: _Finding, p_holm: float) -> _Finding:

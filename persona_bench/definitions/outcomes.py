@@ -20,6 +20,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Filter = Literal["stated", "coded"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 """Which responses make a vector: as the paper's text states it, or as its released code does it."""
+AnyFilter = Literal["stated", "coded", "unfiltered"]
+"""With every response that has text, whatever the judge says of it: what a vector is that nobody filtered."""
+UNFILTERED: Literal["unfiltered"] = "unfiltered"
 
 Way = Literal["letter", "cloze", "likelihood", "generation"]
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_bench.definitions.outcomes import COHERENCE_CUT, TRAIT_CUT, Filter
+from persona_bench.definitions.outcomes import COHERENCE_CUT, TRAIT_CUT, UNFILTERED, AnyFilter, Filter
 from persona_bench.definitions.traits import Trait, load_refusals
 from persona_bench.errors import ExtractionError
 from persona_bench.models.chat import prompt_ids, response_ids
@@ -56,7 +56,7 @@ class Rollout:
         return (self.pair, self.question_id, self.epoch)
 
 
-def drop_reasons(rollouts: Sequence[Rollout], rule: Filter) -> list[str]:
+def drop_reasons(rollouts: Sequence[Rollout], rule: AnyFilter) -> list[str]:
     """Why each rollout is dropped, "" for those kept.
 
     `stated` is the filter in the paper's text: a positive response is kept with a trait score above 50, a negative
@@ -64,10 +64,13 @@ def drop_reasons(rollouts: Sequence[Rollout], rule: Filter) -> list[str]:
     coherence at least 50 on both, and a response is kept only if its partner (same instruction pair, question and
     rollout) passes too.
 
-    Incoherent responses pass the first, which does not mention coherence, and never the second.
+    Incoherent responses pass the first, which does not mention coherence, and never the second. `unfiltered` drops
+    empty responses alone.
 
     Reasons: `refusal`, `unscored`, `length` (an empty response), `score`, `coherence`, `partner`.
     """
+    if rule == UNFILTERED:
+        return ["" if item.response.strip() else "length" for item in rollouts]
     own = [_own_reason(item, rule) for item in rollouts]
     if rule == "stated":
         return own
@@ -114,7 +117,7 @@ def extract(
     trait: Trait,
     rollouts: Sequence[Rollout],
     *,
-    rule: Filter = "stated",
+    rule: AnyFilter = "stated",
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,

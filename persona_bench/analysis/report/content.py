@@ -53,6 +53,7 @@ _FIGURE_OF = {
     "D10-both-best": "flagprecision_{}_opinions",
     **dict.fromkeys(LIMIT_RULES, "limits"),
     "N5-monitoring-evasion": "evasion",
+    "S3-vague-description": "sensitivity",
 }
 _TABLES = {
     "judge": "The judge on labelled answers",
@@ -81,6 +82,10 @@ _TABLES = {
     "evasion": "Evasion: what is kept of each trait, and what is lost of its detection",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
+    "inducibility": "Limits: whether prompting induces the trait, and why not",
+    "left_out": "Limits: responses that show a trait, seen by the vectors of others",
+    "variants": "Limits: steering with vectors of other descriptions, or of unfiltered responses",
+    "sensitivity": "Limits: the vector made otherwise, and its cosine to the run's",
 }
 _METHOD = (
     "Layer and coefficient are chosen on one half of the questions (the highest trait score among the doses that keep "
@@ -115,7 +120,10 @@ _BEHIND: Mapping[str, tuple[str, ...]] = {
     "mmlu_preservation": ("judge_validity", "trait_elicitation", "trait_steering", "mmlu_preservation"),
     "preventative_steering": ("judge_validity", "trait_elicitation", "trait_steering", "preventative_steering"),
     "data_flagging": ("judge_validity", "trait_elicitation", "trait_steering", "data_flagging"),
-    "stated_limits": ("judge_validity", "trait_elicitation", "trait_steering", "stated_limits"),
+    "stated_limits": (
+        *("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation"),
+        "stated_limits",
+    ),
 }
 """The evals that a verdict of each eval rests on: the judge's gate, the vector, the layer that steering chose."""
 
@@ -290,7 +298,7 @@ def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
     names = [str(name) for name in run.get("traits") or []]
     # A trait file is named by its path; cosines take the other vectors too, shifts all traits' training sets: then all
     # traits run again.
-    alone = trait in names and not claim.id.startswith(("V1-", "F1-", "F2-", "D"))
+    alone = trait in names and not claim.id.startswith(("V1-", "F1-", "F2-", "D", "S1-", "S2-"))
     words = ["persona-bench", "run", "--model", str(run["model"]), "--preset", str(run.get("preset", "quick"))]
     words += ["--traits", trait if alone else ",".join(names) or trait]
     words += ["--grader", str(run["grader"])] if run.get("grader") else []

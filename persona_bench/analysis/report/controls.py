@@ -30,7 +30,7 @@ def controls(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd
         "judge_validity": _judge,
         "preventative_steering": _finetuning,
         "data_flagging": _flagging,
-        "stated_limits": _monitors,
+        "stated_limits": _monitors if claim.id.startswith("N") else _method,
     }.get(claim.eval)
     return pd.DataFrame() if found is None else found(claim, trait, tables).head(MOST)
 
@@ -251,6 +251,55 @@ def _judge(_claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.
             "unscored": rows["n_unscored"],
         }
     )
+
+
+def _method(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What stands beside a limit of the method; nothing for those that rest on other claims' tables."""
+    if claim.id.startswith("J2"):
+        return _judge_kinds(trait, tables)
+    if claim.id.startswith("S2"):
+        rows = tables["left_out"]
+        rows = rows[(rows["trait"] == trait) & (rows["half"] == "report")]
+        # Other traits' vectors, the trait's own, and of the random directions the one that was chosen.
+        chosen = rows["chosen"].astype(str) == "True"
+        rows = rows[chosen | rows["direction"].str.startswith("trait:")].assign(first=~chosen).sort_values("first")
+        return pd.DataFrame(
+            {
+                "direction": rows["direction"],
+                "layer": rows["layer"],
+                "sign": rows["sign"],
+                "AUROC": _spreads(rows, "auroc"),
+                "true alarms at 1 % false": _spreads(rows, "tpr_1"),
+                "show it": rows["n_positive"],
+                "do not": rows["n_negative"],
+            }
+        )
+    if not claim.id.startswith(("S3", "S4")):
+        return pd.DataFrame()
+    rows = tables["variants"]
+    rows = rows[(rows["trait"] == trait) & (rows["half"] == "report")].sort_values(["vector", "relative_dose"])
+    return pd.DataFrame(
+        {
+            "vector": rows["vector"],
+            "layer": rows["layer"],
+            "relative dose": rows["relative_dose"],
+            "trait score": _spreads(rows, "trait_score"),
+            "to unsteered": _spreads(rows, "difference"),
+            "full minus this": _spreads(rows, "below_full"),
+            "slope": _spreads(rows, "slope"),
+            "coherence": _spreads(rows, "coherence"),
+            "scored": rows["n_scored"],
+        }
+    )
+
+
+def _judge_kinds(trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The judge in use by kind of labelled answer."""
+    used = tables["judge"]
+    used = used[(used["trait"] == trait) & (used["chosen"].astype(str) == "True") & (used["half"] == "report")]
+    rows = tables["judge_cases"]
+    rows = rows[(rows["trait"] == trait) & rows["method"].isin(used["method"]) & rows["grader"].isin(used["grader"])]
+    return pd.DataFrame({"kind": rows["kind"], "right": _spreads(rows, "right"), "scored": rows["n_scored"]})
 
 
 def _spreads(rows: pd.DataFrame, name: str) -> list[str]:

@@ -27,6 +27,7 @@ _ALT = {
     "behaviours": "Share of scenes in which each behaviour is shown, where it is rewarded and in the twins",
     "limits": "AUROC of each monitor for each behaviour, from the probe made for it to random directions and text",
     "evasion": "Trait score kept against detection lost, a point a trait and way of evasion",
+    "sensitivity": "Cosine to the vector by number of responses, and of vectors made with every other choice",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
 }
 
