@@ -235,7 +235,11 @@ def test_the_main_job_has_a_row_for_every_limit(tmp_path: Path, _saved: Path, mo
     rows = claims[claims["claim"].str.match(r"N[1-4]-")]
     assert [name.split("-", 1)[1].replace("-", "_") for name in rows["claim"]] == list(BEHAVIOURS)
     assert (rows["verdict"] == "not testable").all() and rows["reason"].str.contains(r"\d").all()
-    assert {f"stated_limits/{name}" for name in BEHAVIOURS} <= set(made.held["logs"])
+    assert {f"stated_limits/{name}" for name in (*BEHAVIOURS, "evasion/evil")} <= set(made.held["logs"])
+    # Its judge is planted at random, and so decides nothing about evasion.
+    (evades,) = claims[claims["claim"] == "N5-monitoring-evasion"].to_dict("records")
+    assert (evades["trait"], evades["verdict"]) == ("evil", "not testable") and "judge gate" in evades["reason"]
+    assert sum(test_pipeline.judged(made.logs).values()) == made.planned
     assert {"tables/behaviours.csv", "tables/limits.csv", "figures/behaviours.png"} <= set(made.held["files"])
 
 
