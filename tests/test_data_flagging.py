@@ -264,7 +264,7 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
         corpus=str(tmp_path / "real.jsonl"),
     )
     said: list[str] = []
-    work = pipeline._Run(settings, tmp_path / "run", said.append)
+    work = pipeline.Run(settings, tmp_path / "run", said.append)
     work.load()
     work.graders = [grader()]  # type: ignore[list-item]
     vector = tiny_vector(trait="sycophancy")

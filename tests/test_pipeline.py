@@ -222,7 +222,7 @@ def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) ->
             patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
         held = pipeline.run(settings, home / "results", said.append)
         folder = pipeline.run_folder(settings, home / "results")
-        work = pipeline._Run(settings, folder, said.append)
+        work = pipeline.Run(settings, folder, said.append)
         work.load()
         planned = work._planned_responses(load_trait("evil"))
     torch.set_num_threads(threads)
@@ -313,7 +313,7 @@ def test_calls_to_a_grader_over_the_network_are_announced(tmp_path: Path) -> Non
     """Two for each response that the run plans, before the first is made; local graders cost none."""
     settings = pipeline.Settings(grader="openai/gpt-4.1-mini-2025-04-14", traits=("evil", "sycophancy"))
     said: list[str] = []
-    work = pipeline._Run(settings, tmp_path, said.append)
+    work = pipeline.Run(settings, tmp_path, said.append)
     work.loaded = SimpleNamespace(n_layers=30)  # type: ignore[assignment]
     work.graders = ["persona/smollm2-135m", settings.grader]
     work._announce_calls()

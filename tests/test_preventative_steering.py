@@ -474,7 +474,7 @@ def test_a_run_trains_and_measures_every_trial_once_and_lets_go(
         model=str(folder), traits=("sycophancy",), evals=("preventative_steering",), grader="mockllm/model"
     )
     said: list[str] = []
-    work = pipeline._Run(settings, tmp_path / "run", said.append)
+    work = pipeline.Run(settings, tmp_path / "run", said.append)
     work.load()
     vector = tiny_vector(trait="sycophancy")
     vector.save(work._vector_path("sycophancy"))

@@ -137,7 +137,7 @@ def test_any_trait_file_is_reviewed(tmp_path: Path) -> None:
     said: list[str] = []
     assert load_reviewed(str(path), said.append).name == "pedantic"
     assert len(said) == 1 and str(path) in said[0] and "evaluation_questions 5" in said[0]
-    pipeline._Run(pipeline.Settings(traits=(str(path),)), tmp_path, said.append)
+    pipeline.Run(pipeline.Settings(traits=(str(path),)), tmp_path, said.append)
     assert said[0] == said[1]
     path.write_text(json.dumps(reply(**changed("evaluation_questions", 2, f"{ASKED[0]}?"))))
     done = invoke("--trait-file", path, "--out", tmp_path / "v.safetensors")

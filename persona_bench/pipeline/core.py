@@ -1,0 +1,345 @@
+"""The evals of the core, and what every stage needs: weights, graders, eval sets, vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_bench.definitions.presets import Preset, load_preset
+from persona_bench.definitions.trait_review import load_reviewed
+from persona_bench.definitions.traits import Trait, load_labelled
+from persona_bench.errors import ExtractionError, RunError
+from persona_bench.files import write_atomic
+from persona_bench.pipeline.settings import JUDGED, NEED_VECTORS, Say, Settings, model_spec
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog
+
+    from persona_bench.vectors.vector import PersonaVector
+
+
+@dataclass
+class Record:
+    """What run.json will hold, gathered on the way."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    no_vector: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Seconds of a stage."""
+        started = time.monotonic()
+        yield
+        self.timings[stage] = round(time.monotonic() - started, 2)
+
+
+class Core:
+    """Loads, calibrates, elicits, extracts, steers, monitors and asks for knowledge."""
+
+    def __init__(self, settings: Settings, folder: Path, say: Say, command: str = "") -> None:
+        self.settings, self.folder, self.say, self.command = settings, folder, say, command
+        self.preset: Preset = load_preset(settings.preset)
+        self.record = Record()
+        self.traits = [load_reviewed(name, say) for name in settings.traits]
+        self.method: list[dict[str, list[dict[str, Any]]]] = []
+
+    def load(self) -> None:
+        """Open the model under test and the graders."""
+        from persona_bench.inspect_ext.judging import open_graders
+        from persona_bench.models.loading import load
+        from persona_bench.models.worker import WORKER
+
+        spec = model_spec(self.settings.model)
+        name = spec.removeprefix("persona/")
+        self.say(f"loading {name}")
+        self.loaded = load(name)
+        self.engine = WORKER.engine(self.loaded)
+        self.model = f"persona/{name}"
+        self.graders = [model_spec(name.strip()) for name in self.settings.grader.split(",") if name.strip()]
+        open_graders([spec for spec in self.graders if not spec.startswith("persona/")])
+        for spec in self.graders:
+            if spec.startswith("persona/"):
+                self._load_grader(spec.removeprefix("persona/"))
+
+    def _load_grader(self, name: str) -> None:
+        from persona_bench.models.loading import load
+
+        for trait in self.traits:
+            if not load_labelled(trait.name):
+                raise RunError(
+                    f"trait {trait.name} has no labelled answers, which a local grader needs; use one with logprobs, "
+                    "such as --grader openai/gpt-4.1-mini-2025-04-14"
+                )
+        self.say(f"loading grader {name}")
+        if load(name).weights_hash == self.loaded.weights_hash:
+            self.record.warnings.append("the grader is the model under test: it judges itself")
+
+    def _wants(self, name: str) -> bool:
+        asked = self.settings.evals
+        return name in asked or (name == "judge_validity" and not JUDGED.isdisjoint(asked))
+
+    def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
+        from inspect_ai import eval_set
+
+        from persona_bench.analysis.samples import check_log
+
+        if not tasks:
+            return
+        n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
+        self.say(f"{stage}: {len(tasks)} evals, {n} samples")
+        success, logs = eval_set(
+            list(tasks),
+            log_dir=str(self.folder / "logs" / stage),
+            model=self.model,
+            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
+            if self.graders
+            else None,
+            max_tasks=len(tasks),
+            max_connections=2 * self.engine.max_batch,
+            max_samples=2 * self.engine.max_batch,
+            retry_attempts=0,
+            log_dir_allow_dirty=True,
+            log_realtime=False,
+            display="rich" if sys.stdout.isatty() else "plain",
+            fail_on_error=True,
+        )
+        for log in logs:
+            check_log(full(log))
+        if not success:
+            raise RunError(f"{stage} did not finish; run the same command again to go on")
+
+    def validate_judge(self) -> None:
+        """Calibrate local graders, judge the labelled answers, and say which traits the judge may decide about."""
+        from evals.judge_validity import judge_validity
+
+        self._announce_calls()
+        asyncio.run(self._calibrate())
+        if not self._wants("judge_validity"):
+            return
+        self._eval_set("judge", [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)])
+        gate = self._gate()
+        for trait, found in gate.items():
+            self.say(
+                f"judge of {trait}: {found['method']}, AUROC {found['auroc']:.2f} ({found['auroc_low']:.2f} to "
+                f"{found['auroc_high']:.2f}), balanced accuracy {found['balanced_accuracy']:.2f}: "
+                + ("passes the gate" if found["passes"] else "fails the gate, so its claims cannot be tested")
+            )
+        write_atomic(self.folder / "judge.json", json.dumps(gate, indent=1, sort_keys=True) + "\n")
+
+    def _gate(self) -> dict[str, dict[str, Any]]:
+        """Trait -> the grader and method in use, how well they do on the report half, and whether that passes."""
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables
+
+        samples = collect(self._logs(), [], self._filter)
+        methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
+        table = build_tables(samples, seed=self.settings.seed, judge_methods=methods)["judge"]
+        chosen = table[table["chosen"].astype(bool) & (table["half"] == "report")]
+        keep = [name for name in chosen.columns if name not in ("trait", "chosen", "warning", "source", "half")]
+        return {row["trait"]: {name: row[name] for name in keep} for row in chosen.to_dict("records")}
+
+    async def _calibrate(self) -> None:
+        from persona_bench.inspect_ext.calibration import calibrated
+        from persona_bench.inspect_ext.judging import open_graders
+
+        for grader in open_graders([spec for spec in self.graders if spec.startswith("persona/")]):
+            for trait in self.traits:
+                await calibrated(grader, trait, progress=self.say)
+
+    def _announce_calls(self) -> None:
+        """What a grader that is asked over the network will be asked, before the first call."""
+        from persona_bench.inspect_ext.graders import planned_calls
+
+        asked = [spec for spec in self.graders if not spec.startswith(("persona/", "mockllm/"))]
+        for spec in asked:
+            plans = [
+                planned_calls("logprob", responses, self.preset.max_tokens, trait)
+                for trait in self.traits
+                for responses in [self._planned_responses(trait)]
+            ]
+            calls, tokens = (sum(column) for column in zip(*plans, strict=True))
+            self.say(
+                f"grader {spec}: at most {calls:,} calls with about {tokens:,} input tokens (three times the calls "
+                "where it gives no logprobs); identical responses are judged once"
+            )
+
+    def _planned_responses(self, trait: Trait) -> int:
+        """How many responses the run will have judged for a trait, at most."""
+        from persona_bench.inspect_ext.cells import plan, preset_plan
+        from persona_bench.inspect_ext.conditions import conversations
+
+        sizes = self.preset
+        n = sum(item.half == "report" for item in load_labelled(trait.name)) if self._wants("judge_validity") else 0
+        n += min(sizes.extraction_questions, len(trait.extraction_questions)) * (
+            2 * len(trait.instructions) * sizes.extraction_rollouts
+        )
+        questions = min(sizes.evaluation_questions, len(trait.evaluation_questions))
+        if self._wants("trait_steering"):
+            layers = sizes.layers(self.loaded.n_layers)
+            how = preset_plan(sizes, trait, self.loaded.n_layers, layers)
+            n += questions * (1 + len(plan(layers, sizes.doses, sizes.random_vectors, **how))) * sizes.steering_rollouts
+        if self._wants("trait_monitoring"):
+            said = [
+                item
+                for name in self._conditions(trait)
+                for item in conversations(name, trait, sizes.monitoring_questions)
+            ]
+            n += sum(1 + len(item.turns) for item in said) * sizes.monitoring_rollouts
+        return n
+
+    def _conditions(self, trait: Trait) -> list[str]:
+        """The preset's conditions of monitoring that the trait has texts for."""
+        from persona_bench.inspect_ext.conditions import part_of
+
+        return [name for name in self.preset.monitoring_conditions if getattr(trait, part_of(name)) is not None]
+
+    def elicit(self) -> None:
+        """Responses under instructions to show each trait and not to, judged."""
+        from evals.trait_elicitation import trait_elicitation
+
+        tasks: list[Task] = []
+        if self._wants("trait_elicitation") or NEED_VECTORS & set(self.settings.evals):
+            tasks += [
+                trait_elicitation(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+                for name in self.settings.traits
+            ]
+        self._eval_set("elicitation", tasks)
+
+    def steer(self, vectors: dict[str, PersonaVector]) -> None:
+        """Steer with and monitor by every vector."""
+        from evals.trait_monitoring import trait_monitoring
+        from evals.trait_steering import trait_steering
+
+        tasks: list[Task] = []
+        for name, trait in zip(self.settings.traits, self.traits, strict=True):
+            if trait.name not in vectors:
+                continue
+            shared = self._vector_arguments(name, vectors[trait.name])
+            if self._wants("trait_steering"):
+                tasks.append(trait_steering(**shared))
+            if self._wants("trait_monitoring"):
+                others = [str(self._vector_path(other)) for other in vectors if other != trait.name]
+                tasks += [
+                    trait_monitoring(**shared, condition=condition, others=",".join(others))
+                    for condition in self._conditions(trait)
+                ]
+        self._eval_set("steering", tasks)
+
+    def mmlu(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
+        """Run MMLU at each trait's chosen layer, and where the preset says so at the others; returns the chosen."""
+        from evals.mmlu_preservation import mmlu_preservation
+
+        layers = self._choose_layers(vectors)
+        if self._wants("mmlu_preservation"):
+            tasks = [
+                mmlu_preservation(
+                    **self._vector_arguments(name, vectors[trait.name]), layers=self._asked(layers[trait.name])
+                )
+                for name, trait in zip(self.settings.traits, self.traits, strict=True)
+                if trait.name in vectors
+            ]
+            self._eval_set("mmlu", tasks)
+        return layers
+
+    def _asked(self, chosen: int) -> str:
+        """The layers of MMLU, the chosen one first, which has the controls."""
+        others = self.preset.layers(self.loaded.n_layers) if self.preset.mmlu_every_layer else ()
+        return ",".join(map(str, dict.fromkeys((chosen, *others))))
+
+    def _vector_arguments(self, name: str, vector: PersonaVector) -> dict[str, Any]:
+        return {
+            "trait": name,
+            "preset": self.settings.preset,
+            "vector": str(self._vector_path(vector.trait)),
+            "vector_sha256": vector.hash,
+            "seed": self.settings.seed,
+        }
+
+    def _choose_layers(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
+        """The layer chosen on the select half of the steering questions, else the middle of those swept."""
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables, chosen_layers
+
+        samples = collect(self._logs(), [], self._filter)
+        tables = build_tables(samples, seed=self.settings.seed, resamples=1)
+        chosen = {
+            trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()
+        }
+        swept = self.preset.layers(self.loaded.n_layers)
+        for trait in vectors:
+            if trait not in chosen:
+                chosen[trait] = swept[len(swept) // 2]
+                self.record.warnings.append(
+                    f"{trait}: steering chose no layer on the select half; layer {chosen[trait]} (the middle one) "
+                    "serves monitoring and MMLU"
+                )
+        return chosen
+
+    @property
+    def _filter(self) -> Any:
+        return self.settings.extraction_filter
+
+    def _vector_path(self, trait: str) -> Path:
+        return (self.folder / "vectors" / f"{trait}.safetensors").resolve()
+
+    def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
+        """Trait -> vector, of those that have one; `record.no_vector` says why the others have none."""
+        from persona_bench.analysis.samples import rollouts
+        from persona_bench.vectors.extraction import extract
+        from persona_bench.vectors.vector import PersonaVector
+
+        logs = self._logs()
+        vectors: dict[str, PersonaVector] = {}
+        for name, trait in zip(self.settings.traits, self.traits, strict=True):
+            log = logs.get(f"trait_elicitation/{trait.name}")
+            if log is None:
+                continue
+            path = (targets or {}).get(name, self._vector_path(trait.name))
+            if path.exists():
+                vector = PersonaVector.load(path)
+                if vector.provenance.get("log_ids") == [log.eval.eval_id]:
+                    vectors[trait.name] = vector
+                    continue
+            self.say(f"extracting the {trait.name} vector")
+            try:
+                vector = extract(
+                    self.engine,
+                    trait,
+                    rollouts(log),
+                    rule=self._filter,
+                    seed=self.settings.seed,
+                    provenance={
+                        "log_ids": [log.eval.eval_id],
+                        "grader": self.settings.grader,
+                        "preset": self.settings.preset,
+                    },
+                )
+            except ExtractionError as error:
+                self.record.warnings.append(str(error))
+                self.record.no_vector[trait.name] = str(error)
+                self.say(f"warning: {error}")
+                continue
+            vector.save(path)
+            vectors[trait.name] = vector
+        return vectors
+
+    def _logs(self) -> dict[str, EvalLog]:
+        from persona_bench.analysis.samples import read_logs
+
+        return read_logs(self.folder / "logs")
+
+
+def full(log: EvalLog) -> EvalLog:
+    """A log with its samples (eval_set returns headers)."""
+    from inspect_ai.log import read_eval_log
+
+    return log if log.samples is not None else read_eval_log(log.location)

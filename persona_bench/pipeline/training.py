@@ -1,0 +1,126 @@
+"""The stages that train: finetuning under interventions, and models trained on flagged data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from persona_bench.files import write_atomic
+from persona_bench.pipeline.limits import Limits
+
+if TYPE_CHECKING:
+    from persona_bench.vectors.vector import PersonaVector
+
+
+class Training(Limits):
+    """Trains adapters, measures them, and flags data beforehand."""
+
+    def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """Train every trial's adapter and measure it before the next: merged weights are held one at a time.
+
+        For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base.
+        """
+        from evals.preventative_steering import preventative_steering
+        from persona_bench.definitions.presets import load_finetuning_preset
+        from persona_bench.definitions.trials import BASE, plan_trials
+
+        wanted = self._wants("preventative_steering") or (self._wants("data_flagging") and vectors)
+        if not wanted or not self._finetuned_traits:
+            return
+        sizes = load_finetuning_preset(self.settings.preset)
+        trials = plan_trials(sizes, tuple(vectors))
+        if not self._wants("preventative_steering"):
+            trials = [t for t in trials if t.arm == BASE or (t.arm == "plain" and t.seed == sizes.seeds[0])]
+        shared = self._training_arguments(vectors, layers)
+        for number, trial in enumerate(trials, 1):
+            stage = f"finetuning/{trial.name}"
+            self.say(f"finetuning, {number} of {len(trials)}: {trial.name}")
+            task = preventative_steering(
+                family=trial.family,
+                version=trial.version,
+                arm=trial.arm,
+                train_seed=trial.seed,
+                **shared,
+            )
+            self._eval_set(stage, [task])
+            if task.model is not None:
+                asyncio.run(task.model.api.aclose())
+
+    @property
+    def _finetuned_traits(self) -> list[str]:
+        from persona_bench.definitions.traits import MAIN_TRAITS
+
+        return [name for name in MAIN_TRAITS if name in self.settings.traits]
+
+    def _training_arguments(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> dict[str, Any]:
+        """What the evals that train take alike."""
+        names = self._finetuned_traits
+        return {
+            "preset": self.settings.preset,
+            "base": self.loaded.name,
+            "traits": ",".join(names),
+            "vectors": ",".join(str(self._vector_path(name)) if name in vectors else "none" for name in names),
+            "layers": ",".join(str(layers.get(name, 0)) for name in names),
+            "judged": self._write_judged(),
+            "adapters": str((self.folder / "adapters").resolve()),
+            "seed": self.settings.seed,
+        }
+
+    def flag(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
+        """Flag training sets, samples, and real conversations where there are some; train on what was flagged."""
+        from evals.data_flagging import data_flagging
+        from persona_bench.definitions.presets import load_flagging_preset
+
+        if not self._wants("data_flagging") or not set(vectors) & set(self._finetuned_traits):
+            return
+        sizes = load_flagging_preset(self.settings.preset)
+        shared = self._training_arguments(vectors, layers)
+        pools = ("mixture", "corpus", "passed") if self.settings.corpus else ("mixture",)
+        for pool in pools:
+            shared["corpus"] = self.settings.corpus if pool != "mixture" else ""
+            if pool != "passed":
+                self.say(f"flagging, {pool}: measuring samples")
+                self._eval_set(f"flagging/{pool}", [data_flagging(pool=pool, **shared)])
+            for trait in sizes.traits:
+                if trait in vectors:
+                    self._train_on_flagged(pool, trait, sizes.picked, shared)
+
+    def _train_on_flagged(self, pool: str, trait: str, n: int, shared: dict[str, Any]) -> None:
+        """The highest, random and lowest samples of a pool, an adapter each, if there are enough of them."""
+        from evals.data_flagging import data_flagging
+        from persona_bench.definitions.flagging import PICKS
+        from persona_bench.inspect_ext.flagging import rankable
+
+        usable = rankable(self._logs()[f"data_flagging/{'mixture' if pool == 'mixture' else 'corpus'}"], trait, pool)
+        if len(usable) < 2 * n:
+            self.say(f"flagging, {pool}, {trait}: {len(usable)} samples are too few to train on {n} at either end")
+            return
+        passed = ""
+        if pool == "passed":
+            passed = str((self.folder / "flagging" / "corpus" / f"passed-{trait}.json").resolve())
+            write_atomic(passed, json.dumps(usable) + "\n")
+        for pick in PICKS:
+            self.say(f"flagging, {pool}: training on the {pick} samples for {trait}")
+            task = data_flagging(part=pick, pool=pool, trait=trait, passed=passed, **shared)
+            self._eval_set(f"flagging/{pool}-{pick}-{trait}", [task])
+            if task.model is not None:
+                asyncio.run(task.model.api.aclose())
+
+    def _write_judged(self) -> str:
+        """The model's own judged responses of the elicitation, which trait families are made of; one file for all."""
+        from persona_bench.analysis.samples import rollouts
+        from persona_bench.vectors.trials import judged_rollouts
+
+        logs = self._logs()
+        lines = [
+            json.dumps({"trait": trait.name, **item._asdict()})
+            for trait in self.traits
+            if f"trait_elicitation/{trait.name}" in logs
+            for item in judged_rollouts(rollouts(logs[f"trait_elicitation/{trait.name}"]))
+        ]
+        path = self.folder / "adapters" / "judged.jsonl"
+        if not lines:
+            return ""
+        write_atomic(path, "".join(line + "\n" for line in lines))
+        return str(path)
