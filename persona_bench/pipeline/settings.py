@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_bench.definitions.evasion import texts as evasion_texts
 from persona_bench.definitions.outcomes import FILTERS
@@ -18,9 +18,6 @@ from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder
-
-if TYPE_CHECKING:
-    pass
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
 ALL_EVALS = (*CORE_EVALS, "stated_limits", "preventative_steering", "data_flagging")
