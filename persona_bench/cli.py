@@ -66,9 +66,9 @@ def main() -> None:
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
-@click.option("--corpus", default="", help="Real conversations for data_flagging, comma-separated, as scan reads them.")
+@click.option("--corpus", help="Real conversations for data_flagging, comma-separated, as scan reads them.")
 def run(
-    model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str, corpus: str
+    model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str, corpus: str | None
 ) -> None:
     """Extract, steer, monitor and measure: tables, verdicts, figures and a report.
 
@@ -84,7 +84,7 @@ def run(
         evals={"core": pipeline.CORE_EVALS, "all": pipeline.ALL_EVALS}.get(evals) or tuple(evals.split(",")),
         seed=seed,
         extraction_filter=rule,
-        corpus=corpus,
+        corpus=corpus or "",
     )
     folder = pipeline.run_folder(settings, out)
     if pipeline.finished(settings, out) is not None:

@@ -150,7 +150,7 @@ def _find(
         return unmet
     if claim.id in _RULES:
         return _RULES[claim.id](run, claim, trait)
-    return _ruled(claim, _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples)))
+    return _ruled(run, claim, trait)
 
 
 def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding | None:
@@ -184,7 +184,11 @@ def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
     return _untestable(f"judge gate: {shut}") if shut else found
 
 
-def _ruled(claim: Claim, found: Ruling) -> _Finding:
+def _ruled(run: _Run, claim: Claim, trait: str) -> _Finding:
+    return _decided(claim, _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples)))
+
+
+def _decided(claim: Claim, found: Ruling) -> _Finding:
     if not found.ran:
         return _Finding("not run", found.reason, log=found.log)
     if found.reason:
@@ -211,7 +215,7 @@ def _of_method(
         return _untestable(f"judge gate: {shut}")
     verdicts = {key: found.verdict for key, found in before.items()}
     evidence = Evidence(run.samples, run.tables, run.layers, Draw(run.seed, run.resamples), verdicts)
-    return _ruled(claim, METHOD_RULES[claim.id](evidence, claim, trait))
+    return _decided(claim, METHOD_RULES[claim.id](evidence, claim, trait))
 
 
 def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[_Finding]) -> list[_Finding]:
