@@ -218,7 +218,13 @@ def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) ->
         patch.setattr(judge_module, "calibrated", calibrated)
         patch.setattr(calibration, "calibrated", calibrated)
         patch.setattr(embeddings, "embed", no_embeddings)
-        for module in (calibration, pipeline, baselines, sys.modules["evals.judge_validity.judge_validity"]):
+        for module in (
+            calibration,
+            pipeline.core,
+            pipeline.settings,
+            baselines,
+            sys.modules["evals.judge_validity.judge_validity"],
+        ):
             patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
         held = pipeline.run(settings, home / "results", said.append)
         folder = pipeline.run_folder(settings, home / "results")

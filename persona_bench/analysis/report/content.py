@@ -291,9 +291,8 @@ def _row(row: pd.Series, run: Mapping[str, Any], tables: Mapping[str, pd.DataFra
 
 
 def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
-    """The command that runs again what a verdict rests on, into a folder of its own; empty where none does."""
-    evals = _BEHIND.get(claim.eval)
-    if evals is None or not run.get("model"):
+    """The command that runs again what a verdict rests on, into a folder of its own; empty where the model has no name."""
+    if not run.get("model"):
         return ""
     names = [str(name) for name in run.get("traits") or []]
     # A trait file is named by its path; cosines take the other vectors too, shifts all traits' training sets: then all
@@ -302,7 +301,7 @@ def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
     words = ["persona-bench", "run", "--model", str(run["model"]), "--preset", str(run.get("preset", "quick"))]
     words += ["--traits", trait if alone else ",".join(names) or trait]
     words += ["--grader", str(run["grader"])] if run.get("grader") else []
-    words += ["--evals", ",".join(evals), "--seed", str(run.get("seed", 0))]
+    words += ["--evals", ",".join(_BEHIND[claim.eval]), "--seed", str(run.get("seed", 0))]
     words += ["--filter", str(run["extraction_filter"])] if run.get("extraction_filter") else []
     words += ["--corpus", str(run["corpus"])] if run.get("corpus") and claim.eval == "data_flagging" else []
     return shlex.join([*words, "--out", "rerun"])
