@@ -291,7 +291,7 @@ def _row(row: pd.Series, run: Mapping[str, Any], tables: Mapping[str, pd.DataFra
 
 
 def rerun_command(run: Mapping[str, Any], claim: Claim, trait: str) -> str:
-    """The command that runs again what a verdict rests on, into a folder of its own; empty where the model has no name."""
+    """The command that runs again what a verdict rests on, into a folder of its own; empty if the model has no name."""
     if not run.get("model"):
         return ""
     names = [str(name) for name in run.get("traits") or []]
