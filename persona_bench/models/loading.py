@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
 import json
 import logging
 import mmap
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from persona_bench.errors import ModelError
 from persona_bench.files import write_atomic
 from persona_bench.models import assets
 from persona_bench.models.attention import ATTENTION_NAME, register
+from persona_bench.models.memory import reuse_large_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -323,22 +322,9 @@ def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.
             f"{path} lacks {len(missing)} of the model's weights, the first {missing[0]}; fetch the folder again"
         )
     if device.type == "cpu":
-        _reuse_large_blocks()
+        reuse_large_blocks()
         _into_huge_pages(model)
     return prepare(model.to(device), tokenizer, name=name, weights_hash=hash_weights(path), source=source)
-
-
-def _reuse_large_blocks() -> None:
-    """Keep large activations on the heap instead of mapping them anew each time, where glibc is the allocator.
-
-    Every mapping is zeroed page by page on first touch, which cost a third of the time of scoring a batch.
-    """
-    arena_max, mmap_max, trim_threshold = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD of mallopt(3)
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is not None and hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(arena_max, 1)
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _into_huge_pages(model: Any) -> None:

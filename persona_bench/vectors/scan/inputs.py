@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from persona_bench.errors import AssetError, DataError
 
-SHARD_ROWS = 2048
+SHARD_ROWS = 1024
 SHARD_BYTES = 2**22
 MAX_ROW_BYTES = 2**25
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

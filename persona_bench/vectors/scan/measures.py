@@ -25,6 +25,7 @@ from persona_bench.definitions.flagging import MEASURES, Measure
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.chat import head_ids
 from persona_bench.models.engine import Engine, Row
+from persona_bench.models.memory import give_back
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
 from persona_bench.vectors.projection import project_transcripts
@@ -194,6 +195,7 @@ class Scanner:
             values = self._values(item, products, own.get(item.index)) if fits else self._nothing()
             status = "measured" if fits else "too_long"
             rows.append([shard.name, sample.row, sample.id, status, item.n_prompt, n_response, *values])
+        give_back()
         return Part(shard.key, rows, rejected)
 
     def _laid_out(self, index: int, sample: Sample) -> Transcript:
