@@ -228,7 +228,7 @@ def _export(request: Request, target: str, vector: PersonaVector, shape: ModelSh
     about = About(direction, vector.trait, model, shape.model_type if shape else "", request.layer)
     lost = WRITERS[target][1](about, request.target)
     lost += _unheld(vector, request.direction)
-    return [f"a {target} file does not hold: {', '.join(lost)}"] if lost else []
+    return [f"files in format {target} do not hold: {', '.join(lost)}"] if lost else []
 
 
 def _unheld(vector: PersonaVector, direction: str) -> Sequence[str]:
