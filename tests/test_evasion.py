@@ -17,9 +17,10 @@ from inspect_ai.log import read_eval_log
 from evals import _registry as registry
 from persona_bench.analysis.drawing import Caption
 from persona_bench.analysis.evasion import EVADED, evasions
+from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limit_verdicts import LIMIT_RULES, Judged
+from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.limits_figures import limits_figures
 from persona_bench.analysis.samples import check_log, collect, read_logs
 from persona_bench.analysis.tables import Samples, build_tables
@@ -96,7 +97,7 @@ def adapters(penalised: Way, plain: Way = FRANK, questions: int = 20) -> dict[st
     }
 
 
-def judged(samples: Samples) -> Judged:
+def judged(samples: Samples) -> Finding:
     return LIMIT_RULES[N5.id](samples, N5, "evil", DRAW)
 
 

@@ -21,8 +21,7 @@ from persona_bench.analysis.samples import with_readings
 from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.descriptions import description_groups, load_descriptions
-from persona_bench.definitions.method_sizes import METHOD
-from persona_bench.definitions.presets import PRESETS
+from persona_bench.definitions.presets import METHOD, PRESETS
 from persona_bench.definitions.traits import TRAITS, load_trait
 from persona_bench.errors import DataError, RunError, VectorError
 from persona_bench.inspect_ext.variants import named_vectors, variant_cells

@@ -309,7 +309,7 @@ def test_flat_scores_cannot_be_monitored(samples):
 
 
 def test_holm_turns_a_bare_effect_into_inconclusive():
-    found = vd._Finding("supported", "r 0.5", p=0.03)
+    found = vd.Finding("supported", "r 0.5", p=0.03)
     kept = vd._after_holm(found, 0.04)
     lost = vd._after_holm(found, 0.09)
     assert kept is found and lost.verdict == "inconclusive" and "after Holm's correction" in lost.reason

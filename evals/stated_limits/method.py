@@ -5,9 +5,8 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 
 from persona_bench.definitions.descriptions import load_descriptions
-from persona_bench.definitions.method_sizes import load_method_sizes
 from persona_bench.definitions.outcomes import Method
-from persona_bench.definitions.presets import load_preset
+from persona_bench.definitions.presets import load_method_sizes, load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.inspect_ext.cells import half, numbers, preset_layers
 from persona_bench.inspect_ext.judge import trait_judge

@@ -14,6 +14,13 @@ from persona_bench.analysis import statistics as st
 
 Row = dict[str, Any]
 SCORE = (0.0, 100.0)
+COUNTS = ("n", "n_scored", "n_refusal", "n_incoherent", "n_unscored")
+"""The columns that say of how many responses each outcome was."""
+
+
+def with_interval(*names: str) -> tuple[str, ...]:
+    """The columns of statistics with their 95 % intervals: `x`, `x_low`, `x_high` for each name."""
+    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import (
+    COUNTS,
     SCORE,
     Draw,
     Row,
@@ -26,6 +27,7 @@ from persona_bench.analysis.grouping import (
     paired,
     scored,
     spread,
+    with_interval,
 )
 from persona_bench.definitions.outcomes import TRAIT_CUT
 from persona_bench.vectors.extraction import MIN_KEPT
@@ -51,27 +53,22 @@ METHOD_SAMPLES: Mapping[str, tuple[str, ...]] = {
 """Projections of elicited responses on every vector; answers under vectors made otherwise; cosines of such vectors."""
 
 
-def _with_interval(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
-
-
-_COUNTS = ("n", "n_scored", "n_refusal", "n_incoherent", "n_unscored")
 METHOD_TABLES: Mapping[str, tuple[str, ...]] = {
     "left_out": (
         *("trait", "direction", "layer", "half", "sign", "chosen", "n", "n_unscored", "n_positive", "n_negative"),
-        *(*_with_interval("auroc"), "threshold_1", *_with_interval("tpr_1", "fpr_1"), "log"),
+        *(*with_interval("auroc"), "threshold_1", *with_interval("tpr_1", "fpr_1"), "log"),
     ),
     "inducibility": (
-        *("trait", *_COUNTS, *_with_interval("refusal_rate", "trait_score", "difference"), "kept_positive"),
+        *("trait", *COUNTS, *with_interval("refusal_rate", "trait_score", "difference"), "kept_positive"),
         *("kept_negative", "needed", "induced", "reason", "log"),
     ),
     "variants": (
-        *("trait", *_CELL, "half", *_COUNTS, "n_questions"),
-        *(*_with_interval("trait_score", "coherence", "refusal_rate", "difference", "below_full", "slope"), "log"),
+        *("trait", *_CELL, "half", *COUNTS, "n_questions"),
+        *(*with_interval("trait_score", "coherence", "refusal_rate", "difference", "below_full", "slope"), "log"),
     ),
     "sensitivity": (
         *("trait", "aspect", "setting", "layer", "n_draws", "n_positive", "n_negative"),
-        *(*_with_interval("cosine"), "norm_ratio", "log"),
+        *(*with_interval("cosine"), "norm_ratio", "log"),
     ),
 }
 METHOD_SORT: Mapping[str, tuple[str, ...]] = {

@@ -19,6 +19,7 @@ from persona_bench.analysis.evasion import EVADED, evasion_rows
 from persona_bench.analysis.finetuning import FINETUNING_SAMPLES, FINETUNING_SORT, FINETUNING_TABLES, finetuning_rows
 from persona_bench.analysis.flagging import FLAGGING_SAMPLES, FLAGGING_SORT, FLAGGING_TABLES, flagging_rows
 from persona_bench.analysis.grouping import (
+    COUNTS,
     SCORE,
     Draw,
     Row,
@@ -30,6 +31,7 @@ from persona_bench.analysis.grouping import (
     scored,
     single,
     spread,
+    with_interval,
 )
 from persona_bench.analysis.limits import MONITORS, limit_rows
 from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_SORT, METHOD_TABLES, method_rows
@@ -105,37 +107,31 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 """The columns that each sample frame must have."""
 
 
-def _with_interval(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
-
-
-_COUNTS = ("n", "n_scored", "n_refusal", "n_incoherent", "n_unscored")
-
 _MEASURED: Mapping[str, tuple[str, ...]] = {
     "judge": (
-        *("trait", "grader", "method", "half", "source", *_COUNTS),
-        *_with_interval("auroc", "balanced_accuracy", "spearman", "pairwise", "kappa"),
+        *("trait", "grader", "method", "half", "source", *COUNTS),
+        *with_interval("auroc", "balanced_accuracy", "spearman", "pairwise", "kappa"),
         *("passes", "chosen", "log"),
     ),
     "judge_cases": (
-        *("trait", "grader", "method", "kind", *_COUNTS, "mean_level"),
-        *_with_interval("trait_score", "right", "auroc"),
+        *("trait", "grader", "method", "kind", *COUNTS, "mean_level"),
+        *with_interval("trait_score", "right", "auroc"),
         "log",
     ),
     "judge_panel": (
-        *("trait", "eval", "first", "second", "n", "n_unscored", *_with_interval("same_outcome"), "n_scored"),
-        *(*_with_interval("spearman", "kappa", "difference"), "log"),
+        *("trait", "eval", "first", "second", "n", "n_unscored", *with_interval("same_outcome"), "n_scored"),
+        *(*with_interval("spearman", "kappa", "difference"), "log"),
     ),
     "elicitation": (
-        *("trait", "side", *_COUNTS),
-        *_with_interval("trait_score", "coherence"),
+        *("trait", "side", *COUNTS),
+        *with_interval("trait_score", "coherence"),
         *("kept", "dropped_score", "dropped_coherence", "dropped_refusal", "dropped_length", "dropped_unscored"),
-        *_with_interval("difference"),
+        *with_interval("difference"),
         *("difference_p", "log"),
     ),
     "steering": (
-        *("trait", *CELL, "half", *_COUNTS, "n_questions"),
-        *_with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
+        *("trait", *CELL, "half", *COUNTS, "n_questions"),
+        *with_interval("trait_score", "coherence", "refusal_rate", "difference", "coherence_difference"),
         "log",
     ),
     "steering_choice": (
@@ -144,14 +140,14 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     ),
     "monitoring": (
         *("trait", "condition", "direction", "signal", "scope", "layer", "half", "chosen_layer", "n", "n_scored"),
-        *("n_unscored", "n_questions", *_with_interval("r", "r_within"), "n_conditions", "n_left_out"),
-        *(*_with_interval("spearman", "excess_text"), "text_baseline", "n_positive", "n_negative"),
-        *(*_with_interval("auroc"), "threshold_1", *_with_interval("tpr_1", "fpr_1")),
-        *("threshold_5", *_with_interval("tpr_5", "fpr_5"), "log"),
+        *("n_unscored", "n_questions", *with_interval("r", "r_within"), "n_conditions", "n_left_out"),
+        *(*with_interval("spearman", "excess_text"), "text_baseline", "n_positive", "n_negative"),
+        *(*with_interval("auroc"), "threshold_1", *with_interval("tpr_1", "fpr_1")),
+        *("threshold_5", *with_interval("tpr_5", "fpr_5"), "log"),
     ),
     "monitoring_rungs": (
-        *("trait", "condition", "side", "rung", "half", *_COUNTS, *_with_interval("trait_score", "coherence")),
-        *(*_with_interval("projection"), "layer", "log"),
+        *("trait", "condition", "side", "rung", "half", *COUNTS, *with_interval("trait_score", "coherence")),
+        *(*with_interval("projection"), "layer", "log"),
     ),
     "monitoring_points": (
         *("trait", "condition", "side", "rung", "question_id", "half", "layer", "n_scored", "trait_score"),
@@ -161,25 +157,25 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     "monitoring_tokens": (*("trait", "sample_id", "condition", "rung", "layer", "position", "token", "projection"),),
     "drift": (
         *("trait", "direction", "signal", "scope", "layer", "half", "threshold", "n_scripts", "n_crossed"),
-        *("n_alarmed", "n_unscored_turns", *_with_interval("lead", "caught", "false_alarms"), "log"),
+        *("n_alarmed", "n_unscored_turns", *with_interval("lead", "caught", "false_alarms"), "log"),
     ),
     "drift_turns": (
-        *("trait", "side", "turn", *_COUNTS, *_with_interval("trait_score", "projection"), "threshold", "layer"),
+        *("trait", "side", "turn", *COUNTS, *with_interval("trait_score", "projection"), "threshold", "layer"),
         "log",
     ),
     "mmlu": (
         *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group"),
         *("n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
-        *(*_with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
-        *(*_with_interval("margin", "margin_difference"), "log"),
+        *(*with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
+        *(*with_interval("margin", "margin_difference"), "log"),
     ),
     "tradeoff": (
-        *("trait", *CELL, "half", "n", "n_scored", *_with_interval("trait_score", "coherence", "refusal_rate")),
-        *("coherent", "scoring", "mmlu_n", *_with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
+        *("trait", *CELL, "half", "n", "n_scored", *with_interval("trait_score", "coherence", "refusal_rate")),
+        *("coherent", "scoring", "mmlu_n", *with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
     ),
     "tradeoff_summary": (
         *("trait", "vector", "setting", "layers", "n_questions", "n_scored", "n_mmlu", "halved"),
-        *_with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
+        *with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
         *("reason", "log"),
     ),
     "vectors": (
@@ -190,16 +186,16 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
     **FINETUNING_TABLES,
     **FLAGGING_TABLES,
     "behaviours": (
-        *("trait", "behaviour", "way", "n", "n_passed", *_with_interval("checks", "rewarded", "twin", "difference")),
+        *("trait", "behaviour", "way", "n", "n_passed", *with_interval("checks", "rewarded", "twin", "difference")),
         *("n_select", "n_report", "reason", "log"),
     ),
     "limits": (
-        *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *_with_interval("auroc")),
-        *(*_with_interval("excess_random", "excess_text"), "threshold_1", *_with_interval("tpr_1", "fpr_1"), "log"),
+        *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *with_interval("auroc")),
+        *(*with_interval("excess_random", "excess_text"), "threshold_1", *with_interval("tpr_1", "fpr_1"), "log"),
     ),
     "evasion": (
-        *("trait", "way", "number", *_COUNTS, "n_questions"),
-        *_with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
+        *("trait", "way", "number", *COUNTS, "n_questions"),
+        *with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
         *("reason", "log"),
     ),
     **METHOD_TABLES,

@@ -10,6 +10,7 @@ import pandas as pd
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
+from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.finetuning import of_kind
 from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE, Ruling
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
@@ -56,21 +57,7 @@ CLAIM_COLUMNS = (
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable", "not run")
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """What was found for one claim and trait; `p` is NaN where no test was made."""
-
-    verdict: str
-    reason: str
-    estimate: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    n: int = 0
-    p: float = math.nan
-    log: str = ""
-
-
-_PENDING = _Finding("not run", "it rests on the verdicts of the other claims")
+_PENDING = Finding("not run", "it rests on the verdicts of the other claims")
 """Stands for S1 until those are final."""
 
 
@@ -119,7 +106,7 @@ def judge_claims(
     run = _Run(samples, tables, layers, seed, resamples)
     names = samples.traits if traits is None else sorted(traits)
     pairs = [(claim, trait) for claim in CLAIMS for trait in claim.rows(names)]
-    findings: dict[tuple[str, str], _Finding] = {}
+    findings: dict[tuple[str, str], Finding] = {}
     for claim, trait in pairs:
         found = _find(run, claim, trait, (no_vector or {}).get(trait, ""), findings)
         findings[claim.id, trait] = found
@@ -139,8 +126,8 @@ def _find(
     claim: Claim,
     trait: str,
     no_vector: str,
-    before: Mapping[tuple[str, str], _Finding] | None = None,
-) -> _Finding:
+    before: Mapping[tuple[str, str], Finding] | None = None,
+) -> Finding:
     if claim.id in METHOD_RULES or claim.id == TWO_MODELS:
         return _of_method(run, claim, trait, no_vector, before or {})
     if claim.id in LIMIT_RULES:
@@ -153,11 +140,11 @@ def _find(
     return _ruled(run, claim, trait)
 
 
-def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding | None:
+def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> Finding | None:
     """What keeps a claim from being put to its rule."""
     if claim.id not in _RULES and claim.id not in _RULINGS:
         missing = {**NO_RULE, **UNDECIDED}.get(claim.id, f"the eval {claim.eval}")
-        return _Finding("not run", f"no rule in this version: {missing}")
+        return Finding("not run", f"no rule in this version: {missing}")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")
     frame = {
@@ -171,26 +158,26 @@ def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding | No
     }[claim.eval]
     if not (frame["trait"] == trait).any():
         under = f" under {claim.condition}" if claim.condition else ""
-        return _Finding("not run", f"{claim.eval} has no samples of this trait{under}")
+        return Finding("not run", f"{claim.eval} has no samples of this trait{under}")
     shut = _gate(run, trait) if claim.judged else ""
     return _untestable(f"judge gate: {shut}") if shut else None
 
 
-def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> _Finding:
-    found = _Finding(**vars(LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))))
+def _limit(run: _Run, claim: Claim, trait: str, no_vector: str) -> Finding:
+    found = LIMIT_RULES[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples))
     if no_vector and not run.samples.scenes.empty:
         return _untestable(f"no vector: {no_vector}")
     shut = _gate(run, trait) if claim.judged and found.verdict != "not run" else ""
     return _untestable(f"judge gate: {shut}") if shut else found
 
 
-def _ruled(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _ruled(run: _Run, claim: Claim, trait: str) -> Finding:
     return _decided(claim, _RULINGS[claim.id](run.samples, claim, trait, Draw(run.seed, run.resamples)))
 
 
-def _decided(claim: Claim, found: Ruling) -> _Finding:
+def _decided(claim: Claim, found: Ruling) -> Finding:
     if not found.ran:
-        return _Finding("not run", found.reason, log=found.log)
+        return Finding("not run", found.reason, log=found.log)
     if found.reason:
         return _untestable(found.reason, n=min(found.counts.values(), default=0), log=found.log)
     questions = min((bound.estimate.n_clusters for bound in found.bounds), default=MIN_QUESTIONS)
@@ -198,14 +185,14 @@ def _decided(claim: Claim, found: Ruling) -> _Finding:
     if few or not found.verdict:
         return few or _decide(found.bounds, found.log)
     main, reason = found.bounds[0].estimate, "; ".join(str(bound) for bound in found.bounds)
-    return _Finding(found.verdict, reason, main.value, main.low, main.high, main.n, found.p, found.log)
+    return Finding(found.verdict, reason, main.value, main.low, main.high, main.n, found.p, found.log)
 
 
 def _of_method(
-    run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], _Finding]
-) -> _Finding:
+    run: _Run, claim: Claim, trait: str, no_vector: str, before: Mapping[tuple[str, str], Finding]
+) -> Finding:
     if not measured(run.samples, trait):
-        return _Finding("not run", "stated_limits has no samples of this trait")
+        return Finding("not run", "stated_limits has no samples of this trait")
     if claim.id == TWO_MODELS:
         return _PENDING
     if no_vector and claim.id not in NEED_NO_VECTOR:
@@ -218,7 +205,7 @@ def _of_method(
     return _decided(claim, METHOD_RULES[claim.id](evidence, claim, trait))
 
 
-def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[_Finding]) -> list[_Finding]:
+def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[Finding]) -> list[Finding]:
     """What rests on other claims' final verdicts: S3 needs a full vector that steers, S1 counts C1 to C9."""
     verdicts = {(claim.id, trait): found.verdict for (claim, trait), found in zip(pairs, finals, strict=True)}
     out = []
@@ -230,12 +217,12 @@ def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[_F
             )
         if found is _PENDING:
             verdict, share, reason = share_not_supported(claim, [(name, v) for (name, _), v in verdicts.items()])
-            after = _Finding(verdict, reason, share.value, share.low, share.high, share.n)
+            after = Finding(verdict, reason, share.value, share.low, share.high, share.n)
         out.append(after)
     return out
 
 
-def _after_holm(found: _Finding, p_holm: float) -> _Finding:
+def _after_holm(found: Finding, p_holm: float) -> Finding:
     """A test whose adjusted p value is not under the level is inconclusive, whatever its interval says."""
     if found.verdict not in ("supported", "contradicted") or math.isnan(p_holm) or p_holm < ALPHA:
         return found
@@ -246,8 +233,8 @@ def _after_holm(found: _Finding, p_holm: float) -> _Finding:
     )
 
 
-def _untestable(reason: str, *, n: int = 0, log: str = "") -> _Finding:
-    return _Finding("not testable", reason, n=n, log=log)
+def _untestable(reason: str, *, n: int = 0, log: str = "") -> Finding:
+    return Finding("not testable", reason, n=n, log=log)
 
 
 def _gate(run: _Run, trait: str) -> str:
@@ -267,7 +254,7 @@ def _gate(run: _Run, trait: str) -> str:
     )
 
 
-def _decide(bounds: Sequence[Bound], log: str) -> _Finding:
+def _decide(bounds: Sequence[Bound], log: str) -> Finding:
     """All parts clear: supported; any part on the other side: contradicted; else inconclusive.
 
     Support needs every part, so its p value is the largest (intersection-union test, Berger 1982, Technometrics
@@ -284,7 +271,7 @@ def _decide(bounds: Sequence[Bound], log: str) -> _Finding:
     else:
         verdict, p = "inconclusive", max(p_values)
         reason = "the interval spans the threshold: " + "; ".join(str(b) for b in bounds if not b.clear)
-    return _Finding(verdict, reason, main.value, main.low, main.high, main.n, p, log)
+    return Finding(verdict, reason, main.value, main.low, main.high, main.n, p, log)
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------
@@ -303,7 +290,7 @@ class _Cells:
         return log_names(pd.concat([self.steered, self.plain, self.control]))
 
 
-def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
+def _cells(run: _Run, trait: str, sign: str) -> _Cells | Finding:
     """The chosen cell on the report half with its controls, or why there is none."""
     choice = run.tables["steering_choice"]
     chosen = choice[(choice["trait"] == trait) & (choice["sign"] == sign)].iloc[0]
@@ -318,7 +305,7 @@ def _cells(run: _Run, trait: str, sign: str) -> _Cells | _Finding:
     plain = report[report["vector"] == "none"]
     if steered.empty or plain.empty:
         missing = "the chosen cell" if steered.empty else "the unsteered cell"
-        return _Finding("not run", f"{missing} was not run on the report half")
+        return Finding("not run", f"{missing} was not run on the report half")
     control = control_of(report, float(chosen["layer"]), float(chosen["relative_dose"]))
     return _Cells(steered, plain, control)
 
@@ -330,7 +317,7 @@ def _change(run: _Run, a: pd.DataFrame, b: pd.DataFrame, *key: str, column: str 
     return st.paired_difference(first, a["question_id"], second, b["question_id"], rng=rng, resamples=run.resamples)
 
 
-def _too_few(claim: Claim, counts: Mapping[str, int], questions: int, log: str) -> _Finding | None:
+def _too_few(claim: Claim, counts: Mapping[str, int], questions: int, log: str) -> Finding | None:
     short = [f"{name} {n}" for name, n in counts.items() if n < claim.min_n]
     if short:
         n = min(counts.values())
@@ -341,7 +328,7 @@ def _too_few(claim: Claim, counts: Mapping[str, int], questions: int, log: str) 
     return None
 
 
-def _against_control(run: _Run, claim: Claim, trait: str, cells: _Cells, sign: str) -> _Finding:
+def _against_control(run: _Run, claim: Claim, trait: str, cells: _Cells, sign: str) -> Finding:
     """The change in trait score, to unsteered and to the random control.
 
     The second is the difference of the two differences to unsteered, as the unsteered mean cancels.
@@ -363,7 +350,7 @@ def _against_control(run: _Run, claim: Claim, trait: str, cells: _Cells, sign: s
     return _decide(bounds, cells.log)
 
 
-def _steering_induces(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _steering_induces(run: _Run, claim: Claim, trait: str) -> Finding:
     elicitation = run.tables["elicitation"]
     prompted = elicitation[(elicitation["trait"] == trait) & (elicitation["side"] == "positive")]
     # Without elicitation samples (a vector from elsewhere) there is nothing to hold against the claim.
@@ -372,12 +359,12 @@ def _steering_induces(run: _Run, claim: Claim, trait: str) -> _Finding:
         spread = f"{row['difference']:.3g} [{row['difference_low']:.3g}, {row['difference_high']:.3g}]"
         return _untestable(f"trait not induced by prompting: positive minus negative instructions {spread}")
     cells = _cells(run, trait, "positive")
-    return cells if isinstance(cells, _Finding) else _against_control(run, claim, trait, cells, "positive")
+    return cells if isinstance(cells, Finding) else _against_control(run, claim, trait, cells, "positive")
 
 
-def _steering_suppresses(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _steering_suppresses(run: _Run, claim: Claim, trait: str) -> Finding:
     cells = _cells(run, trait, "negative")
-    if isinstance(cells, _Finding):
+    if isinstance(cells, Finding):
         return cells
     floor = float(scored(cells.plain).mean())
     if floor < TRAIT_FLOOR:
@@ -387,9 +374,9 @@ def _steering_suppresses(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _against_control(run, claim, trait, cells, "negative")
 
 
-def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _steering_costs_coherence(run: _Run, claim: Claim, trait: str) -> Finding:
     cells = _cells(run, trait, "positive")
-    if isinstance(cells, _Finding):
+    if isinstance(cells, Finding):
         return cells
     log = log_names(pd.concat([cells.steered, cells.plain]))
     effect = _change(run, cells.steered, cells.plain, trait, "positive", column="coherence")
@@ -415,20 +402,20 @@ def _overall_r(run: _Run, points: pd.DataFrame, trait: str) -> st.Estimate:
     return st.pearson(points["value"], points["trait_score"], ids, rng=rng, resamples=run.resamples)
 
 
-def _watched(run: _Run, claim: Claim, trait: str) -> pd.DataFrame | _Finding:
+def _watched(run: _Run, claim: Claim, trait: str) -> pd.DataFrame | Finding:
     """The points of the persona direction on the report half, if they are enough."""
     if trait not in run.layers:
         return _untestable("no layer was chosen, neither with the vector nor by steering")
     points = _report_points(run, claim, trait, "persona")
     if points.empty:
-        return _Finding("not run", f"no scored projection at layer {run.layers[trait]:g} on the report half")
+        return Finding("not run", f"no scored projection at layer {run.layers[trait]:g} on the report half")
     few = _too_few(claim, {"points": len(points)}, points["question_id"].nunique(), log_names(points))
     return few or points
 
 
-def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _monitoring_overall(run: _Run, claim: Claim, trait: str) -> Finding:
     points = _watched(run, claim, trait)
-    if isinstance(points, _Finding):
+    if isinstance(points, Finding):
         return points
     r = _overall_r(run, points, trait)
     controls = _controls(run, claim, trait, "random", points)
@@ -453,9 +440,9 @@ def _controls(run: _Run, claim: Claim, trait: str, kind: str, points: pd.DataFra
     return [item for item in found if not math.isnan(item.low)]
 
 
-def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> Finding:
     points = _watched(run, claim, trait)
-    if isinstance(points, _Finding):
+    if isinstance(points, Finding):
         return points
     readers = _controls(run, claim, trait, TEXT, points)
     r = _overall_r(run, points, trait)
@@ -466,9 +453,9 @@ def _monitoring_beats_text(run: _Run, claim: Claim, trait: str) -> _Finding:
     return _decide([Bound("r minus the best text-only baseline's", excess, 1, claim.threshold)], log_names(points))
 
 
-def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _monitoring_within(run: _Run, claim: Claim, trait: str) -> Finding:
     points = _watched(run, claim, trait)
-    if isinstance(points, _Finding):
+    if isinstance(points, Finding):
         return points
     within = _within_r(run, points, "within", trait)
     if math.isnan(within.estimate.low):
@@ -479,9 +466,9 @@ def _monitoring_within(run: _Run, claim: Claim, trait: str) -> _Finding:
     return replace(found, reason=f"{found.reason} ({within.n_conditions} of {total} vary enough)")
 
 
-def _monitoring_mostly_between(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _monitoring_mostly_between(run: _Run, claim: Claim, trait: str) -> Finding:
     points = _watched(run, claim, trait)
-    if isinstance(points, _Finding):
+    if isinstance(points, Finding):
         return points
     # The same stream for both, so that their resamples are paired.
     within = _within_r(run, points, "monitoring", trait)
@@ -502,7 +489,7 @@ def _within_r(run: _Run, points: pd.DataFrame, *key: str) -> st.WithinCondition:
     )
 
 
-def _nothing_within(claim: Claim, points: pd.DataFrame, n_left_out: int) -> _Finding:
+def _nothing_within(claim: Claim, points: pd.DataFrame, n_left_out: int) -> Finding:
     reason = f"the scores vary within no {_RUNG[claim.condition]} ({n_left_out} left out)"
     return _untestable(reason, n=len(points), log=log_names(points))
 
@@ -510,7 +497,7 @@ def _nothing_within(claim: Claim, points: pd.DataFrame, n_left_out: int) -> _Fin
 # --- capability, vector, judge ----------------------------------------------------------------------------------------
 
 
-def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> Finding:
     table, frame = run.tables["mmlu"], run.samples.mmlu
     basis = first_above_chance(table)
     if basis is None:
@@ -528,7 +515,7 @@ def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     family = frame[(frame["benchmark"] == "mmlu") & (frame["scoring"] == scoring) & (frame["shots"] == shots)]
     steered = family[(family["trait"] == trait) & (family["vector"] == "persona") & (family["setting"] == "single")]
     if steered.empty:
-        return _Finding("not run", f"no steered answers with {scoring} scoring")
+        return Finding("not run", f"no steered answers with {scoring} scoring")
     doses = steered["relative_dose"].astype(float)
     strongest = doses.min() if doses.min() < 0 else doses.max()
     cell = steered[np.isclose(doses, strongest)]
@@ -545,7 +532,7 @@ def _steering_costs_capability(run: _Run, claim: Claim, trait: str) -> _Finding:
     return replace(found, p=mcnemar(pairs))
 
 
-def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> Finding:
     mmlu, draw = run.tables["mmlu"], Draw(run.seed, run.resamples)
     ways = {
         (way.setting, way.layers): way
@@ -557,7 +544,7 @@ def _prompt_costs_less(run: _Run, claim: Claim, trait: str) -> _Finding:
     steered, told = ways.get(("single", f"{run.layers[trait]:g}")), ways.get(("system_prompt", ""))
     if steered is None or told is None:
         missing = f"negative doses at layer {run.layers[trait]:g}" if steered is None else "the system prompt"
-        return _Finding("not run", f"{missing} not run on the report half")
+        return Finding("not run", f"{missing} not run on the report half")
     log = "; ".join(sorted({*steered.log.split("; "), *told.log.split("; ")}))
     for name, way in (("steering", steered), ("system prompt", told)):
         if way.reason:
@@ -577,7 +564,7 @@ def _joined(table: pd.DataFrame) -> str:
     return "; ".join(sorted(set(table["log"].astype(str))))
 
 
-def _refusal_confound(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _refusal_confound(run: _Run, claim: Claim, trait: str) -> Finding:
     vectors = run.tables["vectors"]
     at_layer = vectors[(vectors["trait"] == trait) & (vectors["layer"] == run.layers.get(trait, math.nan))]
     if at_layer.empty:
@@ -589,10 +576,10 @@ def _refusal_confound(run: _Run, claim: Claim, trait: str) -> _Finding:
         return _untestable("the refusal direction was not measured", n=n)
     verdict = "supported" if cosine <= claim.threshold else "contradicted"
     reason = f"absolute cosine {cosine:.2f} at layer {row['layer']:g}, limit {claim.threshold:g}"
-    return _Finding(verdict, reason, cosine, n=n, log=str(row["vector_id"]))
+    return Finding(verdict, reason, cosine, n=n, log=str(row["vector_id"]))
 
 
-def _cosines(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _cosines(run: _Run, claim: Claim, trait: str) -> Finding:
     """Every pair that the paper gives, at the layer chosen for this trait, by the sign of the paper's cosine."""
     if trait not in run.layers:
         return _untestable("no layer was chosen, neither with the vector nor by steering")
@@ -614,14 +601,14 @@ def _cosines(run: _Run, claim: Claim, trait: str) -> _Finding:
     verdict = "supported" if (signed > least).all() else "contradicted" if (signed < -least).any() else "inconclusive"
     seen = ", ".join(f"{row['other']} {row['cosine']:.2f}" for _, row in pairs.iterrows())
     reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
-    return _Finding(verdict, reason, float(signed.mean()), n=len(pairs))
+    return Finding(verdict, reason, float(signed.mean()), n=len(pairs))
 
 
-def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
+def _judge_valid(run: _Run, claim: Claim, trait: str) -> Finding:
     judge = run.tables["judge"]
     rows = judge[(judge["trait"] == trait) & (judge["half"] == "report") & judge["chosen"].astype(bool)]
     if rows.empty:
-        return _Finding("not run", _gate(run, trait))
+        return Finding("not run", _gate(run, trait))
     row = rows.iloc[0]
     n, log = int(row["n_scored"]), str(row["log"])
     if n < claim.min_n or math.isnan(row["auroc"]):
@@ -630,7 +617,7 @@ def _judge_valid(run: _Run, claim: Claim, trait: str) -> _Finding:
     reason = f"AUROC {row['auroc']:.2f}, balanced accuracy {accuracy} ({row['method']} judge by {row['grader']})"
     below = row["auroc_high"] < GATE_AUROC or row["balanced_accuracy_high"] < GATE_BALANCED_ACCURACY
     verdict = "supported" if bool(row["passes"]) else "contradicted" if below else "inconclusive"
-    return _Finding(verdict, reason, row["auroc"], row["auroc_low"], row["auroc_high"], n, log=log)
+    return Finding(verdict, reason, row["auroc"], row["auroc_low"], row["auroc_high"], n, log=log)
 
 
 _RUNG = {"ladder": "system prompt", "many_shot": "example count"}
@@ -638,7 +625,7 @@ _RUNG = {"ladder": "system prompt", "many_shot": "example count"}
 
 _RULINGS = {**FINETUNING_RULES, **FLAGGING_RULES}
 
-_RULES: Mapping[str, Callable[[_Run, Claim, str], _Finding]] = {
+_RULES: Mapping[str, Callable[[_Run, Claim, str], Finding]] = {
     "C1-steering-induces": _steering_induces,
     "C2-steering-suppresses": _steering_suppresses,
     "C3-monitoring-overall": _monitoring_overall,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_bench.definitions.evasion import EVASION, has_texts, system_prompts
 from persona_bench.definitions.outcomes import UNFILTERED
-from persona_bench.definitions.presets import load_limits_preset
+from persona_bench.definitions.presets import load_limits_preset, load_method_sizes
 from persona_bench.definitions.scenarios import BEHAVIOURS
 from persona_bench.definitions.traits import Trait
 from persona_bench.pipeline.core import Core
@@ -36,7 +36,6 @@ class Limits(Core):
     def _planned_of_method(self, trait: Trait, questions: int) -> int:
         """Those under other descriptions and other vectors, if every vector can be made."""
         from persona_bench.definitions.descriptions import description_groups, load_descriptions
-        from persona_bench.definitions.method_sizes import load_method_sizes
         from persona_bench.vectors.sensitivity import QUESTION_SETS
 
         own, doses = load_method_sizes(self.settings.preset), sum(dose > 0 for dose in self.preset.doses)
@@ -114,7 +113,6 @@ class Limits(Core):
         from persona_bench.analysis.method import induced_row
         from persona_bench.analysis.samples import collect
         from persona_bench.analysis.statistics import RESAMPLES
-        from persona_bench.definitions.method_sizes import load_method_sizes
         from persona_bench.vectors.variants import RAW, make_vectors, plan_variants
         from persona_bench.vectors.vector import PersonaVector
 
@@ -144,7 +142,6 @@ class Limits(Core):
         self, trait: Trait, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector], layers: dict[str, int]
     ) -> dict[str, list[dict[str, Any]]]:
         """What one pass over the trait's responses tells; kept, and made again only where what is behind it changed."""
-        from persona_bench.definitions.method_sizes import load_method_sizes
         from persona_bench.vectors.sensitivity import SAME_NUMBER
         from persona_bench.vectors.variants import kept_rows, read_trait
 

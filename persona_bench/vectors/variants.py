@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from persona_bench.definitions.descriptions import description_groups
-from persona_bench.definitions.method_sizes import MethodSizes
 from persona_bench.definitions.outcomes import AnyFilter, Filter
+from persona_bench.definitions.presets import MethodSizes
 from persona_bench.definitions.traits import Trait
 from persona_bench.errors import DataError, ExtractionError
 from persona_bench.files import write_atomic
