@@ -8,6 +8,7 @@ product whose rows are computed alike whatever their number, which fused attenti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 
 ATTENTION_NAME = "persona_bench"
 KV_STEP = 32
+QUERY_STEP = 64  # queries at a time: keys after all of them are left out, and what is made fits the processor's caches
 
 
 @dataclass
@@ -27,27 +29,39 @@ class Frame:
     Attributes:
         low: first slot of the rows.
         positions: `(rows, tokens)`, the position of each input token in its row.
-        kv_length: how many cache positions are read, a multiple of `KV_STEP`.
+        earliest, latest: the first and the last of the rows' start positions.
+        n_tokens: input tokens of each row.
         uniform_start: the common start position when all rows start at the same one, else None.
     """
 
     low: int
     positions: Tensor
-    kv_length: int
+    earliest: int
+    latest: int
+    n_tokens: int
     uniform_start: int | None
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        """Additive float32 mask `(rows, 1, tokens, kv_length)`: causal, and within `window` keys where one is set."""
-        if window not in self._masks:
+    @property
+    def kv_length(self) -> int:
+        """How many cache positions are read, a multiple of `KV_STEP`."""
+        return self.reach(self.n_tokens)
+
+    def reach(self, n_tokens: int) -> int:
+        """How many of them the first `n_tokens` input tokens of any row may see, rounded up to `KV_STEP`."""
+        return round_up(self.latest + n_tokens)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask `(rows, 1, tokens, kv_length)`: causal, and within `window` keys where one is set."""
+        if (window, dtype) not in self._masks:
             keys = torch.arange(self.kv_length, device=self.positions.device)
             queries = self.positions[:, :, None]
             hidden = keys > queries
             if window is not None:
                 hidden = hidden | (keys <= queries - window)
-            zeros = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-            self._masks[window] = zeros.masked_fill_(hidden, float("-inf"))[:, None]
-        return self._masks[window]
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self._masks[window, dtype] = zeros.masked_fill_(hidden, float("-inf"))[:, None]
+        return self._masks[window, dtype]
 
 
 _active: list[Frame] = []
@@ -77,7 +91,7 @@ class SlotCache:
         """Make rows `low .. low + len(starts) - 1` current for one forward pass of `n_tokens` input tokens each."""
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_tokens, device=device)
         uniform = starts[0] if len(set(starts)) == 1 else None
-        frame = Frame(low, positions, round_up(max(starts) + n_tokens), uniform)
+        frame = Frame(low, positions, min(starts), max(starts), n_tokens, uniform)
         self._frame = frame
         _active.append(frame)
         try:
@@ -188,23 +202,35 @@ def slot_attention(
             "before using it directly"
         )
     rows, heads, tokens, dim = query.shape
-    kv_heads, kv_length = key.shape[1], key.shape[2]
-    mask = _active[-1].mask(sliding_window)
+    kv_heads = key.shape[1]
+    frame = _active[-1]
+    mask = frame.mask(sliding_window, query.dtype)
     scale = dim**-0.5 if scaling is None else scaling
     if query.device.type != "cpu" and softcap is None:
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.to(query.dtype), scale=scale, enable_gqa=heads != kv_heads
+            query, key, value, attn_mask=mask, scale=scale, enable_gqa=heads != kv_heads
         )
         return out.transpose(1, 2), None
     group = heads // kv_heads
-    folded = query.reshape(rows, kv_heads, group * tokens, dim)
-    scores = torch.matmul(folded, key.transpose(2, 3)).float().mul_(scale)
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    scores = scores.view(rows, kv_heads, group, tokens, kv_length).add_(mask[:, :, None])
-    weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * tokens, kv_length)
-    out = torch.matmul(weights, value).view(rows, heads, tokens, dim)
-    return out.transpose(1, 2), None
+    # A power of two rounds nothing off, so that scores need no float32 of their own; the sums in softmax are float32.
+    exact = softcap is None and math.frexp(scale)[0] == 0.5
+    scaled = query * scale if exact else query
+    parts = []
+    for first in range(0, tokens, QUERY_STEP):
+        last = min(first + QUERY_STEP, tokens)
+        n, reach = last - first, frame.reach(last)
+        # Keys before all of these queries are hidden from none of them, unless a window hides them.
+        seen = frame.earliest + first if sliding_window is None else 0
+        folded = scaled[:, :, first:last].reshape(rows, kv_heads, group * n, dim)
+        scores = torch.matmul(folded, key[:, :, :reach].transpose(2, 3))
+        scores = scores if exact else scores.float().mul_(scale)
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        scores = scores.view(rows, kv_heads, group, n, reach)
+        scores[..., seen:].add_(mask[:, :, None, first:last, seen:reach])
+        weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * n, reach)
+        parts.append(torch.matmul(weights, value[:, :, :reach]).view(rows, heads, n, dim).transpose(1, 2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
 
 
 def register() -> None:

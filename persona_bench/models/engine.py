@@ -67,6 +67,7 @@ class Row:
         shared_prefix: how many leading prompt tokens other rows are likely to share; prefilled once and kept.
         shared_root: how many leading tokens of that prefix other prefixes are likely to begin with (the examples before
             many questions, each of which has a prefix of its own); also prefilled once and kept.
+        kept: whether this prompt is the shared prefix of rows that come later, and is kept for them by its own pass.
     """
 
     prompt: tuple[int, ...]
@@ -79,6 +80,7 @@ class Row:
     reading: Reading | None = None
     shared_prefix: int = 0
     shared_root: int = 0
+    kept: bool = False
 
     @property
     def n_given(self) -> int:
@@ -142,8 +144,11 @@ class _Job:
         self.future: Future[RowResult] = Future()
         self.given = row.prompt + row.continuation
         self.budget = min(row.sampling.max_tokens, limit - len(self.given)) if row.sampling else 0
-        prefix_allowed = not any(item.touches_prompt for item in row.interventions)
-        prefix_allowed &= not row.hidden_means and not (row.capture is not None and row.capture.prompt_mean)
+        untouched = not any(item.touches_prompt for item in row.interventions)
+        self.keeps = row.kept and untouched
+        prefix_allowed = (
+            untouched and not row.hidden_means and not (row.capture is not None and row.capture.prompt_mean)
+        )
         # The last prompt token is never part of a prefix: steering at response positions starts there.
         self.prefix = row.prompt[: min(row.shared_prefix, len(row.prompt) - 1)] if prefix_allowed else ()
         # A prefix adds at least one token of its own to its root.
@@ -521,8 +526,11 @@ class Engine:
         self._write_prefixes(cache, first, [job.prefix for job in chunk], depth)
         hidden = self._forward(cache, first, low, starts, [job.given[len(job.prefix) :] for job in chunk], chunk)
         self._score(chunk, hidden)
-        for job in chunk:
+        for index, job in enumerate(chunk):
             job.length = len(job.given)
+            if job.keeps:
+                prompt = job.row.prompt
+                self._prefixes.put(prompt, cache.read(first + index, len(prompt)), {prompt})
         self._first_tokens(chunk, hidden)
         # Rows that go on keep the slots in front; hooks and cache follow.
         staying = low

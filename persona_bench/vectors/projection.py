@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from torch import Tensor
 from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl
 from persona_bench.models.engine import Engine, Reading, Row
+from persona_bench.vectors.beginnings import Shared, Tokens, shared_beginnings
 from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
 from persona_bench.vectors.table_file import Value, check_table_path, table_file
 from persona_bench.vectors.transcripts import Transcript, read_transcripts
@@ -26,7 +26,6 @@ __all__ = ["BY", "COLUMNS", "TRACE_COLUMNS", "Projected", "project_file", "proje
 
 NAMED = 10  # transcripts that do not fit are all counted, and this many of them named
 SAY_SECONDS = 5.0
-MOST_SHARED = 8  # beginnings of transcripts whose keys and values are kept at a time
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def project_transcripts(
     """Each transcript with the scalar products of its tokens, `(n_tokens, n_directions, n_layers)` float32.
 
     One pass a transcript, in batches of like length. It ends at the last layer asked for, never runs the vocabulary
-    projection and keeps no residual stream; a system message that several transcripts begin with is passed once. In
+    projection and keeps no residual stream; what several transcripts of a chunk begin with is passed once. In
     bfloat16 on a CPU none of that changes a bit. Transcripts longer than the model's context have NaN for every token.
 
     Args:
@@ -144,45 +143,37 @@ def project_transcripts(
     """
     reading = Reading(tuple(layers), directions=directions)
     say = _Progress(progress)
-    of_head: dict[tuple[int, ...], np.ndarray] = {}
+    known: dict[Tokens, np.ndarray] = {(): np.zeros((0, len(directions), len(layers)), np.float32)}
     for chunk in chunks:
         fitting = [item for item in chunk if len(item.ids) <= engine.loaded.max_length]
-        of_head = _products_of_heads(engine, reading, _worth_sharing(fitting), of_head)
-        shared = [item.n_head if item.ids[: item.n_head] in of_head else 0 for item in fitting]
-        results = iter(
-            engine.run(
-                [Row(item.ids, reading=reading, shared_prefix=n) for item, n in zip(fitting, shared, strict=True)], say
-            )
-        )
+        shared = shared_beginnings([item.ids for item in fitting])
+        known = _products_of_beginnings(engine, reading, shared, known)
+        rows = [
+            Row(item.ids, reading=reading, shared_prefix=len(own)) for item, own in zip(fitting, shared.of, strict=True)
+        ]
+        results = zip(shared.of, engine.run(rows, say), strict=True)
         for item in chunk:
             if len(item.ids) > engine.loaded.max_length:
                 # A view that takes no memory, however long the transcript.
                 yield item, np.broadcast_to(np.float32(np.nan), (len(item.ids), len(directions), len(layers)))
                 continue
-            own, head = next(results).products, of_head.get(item.ids[: item.n_head])
-            assert own is not None
-            yield item, own if head is None else np.concatenate([head, own])
+            beginning, result = next(results)
+            assert result.products is not None
+            yield item, np.concatenate([known[beginning], result.products])
         say.add(len(chunk))
 
 
-def _worth_sharing(items: Sequence[Transcript]) -> list[tuple[int, ...]]:
-    """The heads that enough transcripts begin with, those that save most first.
-
-    A head costs two passes over it, one for its keys and values and one for its own projections.
-    """
-    counts = Counter(item.ids[: item.n_head] for item in items)
-    saved = {head: (count - 2) * len(head) for head, count in counts.items()}
-    return sorted((head for head in saved if saved[head] > 0), key=lambda head: -saved[head])[:MOST_SHARED]
-
-
-def _products_of_heads(
-    engine: Engine, reading: Reading, heads: Sequence[tuple[int, ...]], known: Mapping[tuple[int, ...], np.ndarray]
-) -> dict[tuple[int, ...], np.ndarray]:
-    new = [head for head in heads if head not in known]
-    found = {head: known[head] for head in heads if head in known}
-    for head, result in zip(new, engine.run([Row(head, reading=reading) for head in new]), strict=True):
-        assert result.products is not None
-        found[head] = result.products
+def _products_of_beginnings(
+    engine: Engine, reading: Reading, shared: Shared, known: Mapping[Tokens, np.ndarray]
+) -> dict[Tokens, np.ndarray]:
+    """The products of each beginning, passed once, unless they are known; the engine keeps its keys and values."""
+    found = {one: known[one] for one in ((), *shared.stands_on) if one in known}
+    for level in shared.levels():
+        new = [one for one in level if one not in found]
+        rows = [Row(one, reading=reading, shared_prefix=len(shared.stands_on[one]), kept=True) for one in new]
+        for one, result in zip(new, engine.run(rows), strict=True):
+            assert result.products is not None
+            found[one] = np.concatenate([found[shared.stands_on[one]], result.products])
     return found
 
 
