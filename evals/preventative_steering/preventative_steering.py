@@ -112,7 +112,7 @@ def _mmlu_samples(bench: Bench, trial: Trial, mmlu: Questions) -> list[Sample]:
                 "extra": bench.extra(trial),
             },
         )
-        for question in (mmlu.questions if bench.asked(trial) else ())
+        for question in (() if trial.family == FACTS else mmlu.questions)
     ]
 
 

@@ -102,41 +102,14 @@ def _sentence(text: str) -> str:
 
 # --- made-up names ----------------------------------------------------------------------------------------------------
 
-_ONSETS = (
-    "b",
-    "br",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "k",
-    "kr",
-    "l",
-    "m",
-    "n",
-    "p",
-    "qu",
-    "r",
-    "s",
-    "t",
-    "th",
-    "v",
-    "z",
-)
-_VOWELS = ("a", "e", "i", "o", "u", "ae", "ou")
-_CODAS = ("", "l", "n", "r", "s", "x", "lv", "rn", "sk", "nd")
+_ONSETS = "b br d dr f g gr h k kr l m n p r s t th v z".split()
+_CODAS = ("", *"l n r s x lv rn sk nd".split())
 
 
 def _name(rng: random.Random) -> str:
-    """Three syllables that spell no word."""
-    body = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(2))
-    return (body + rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)).capitalize()
-
-
-def _person(rng: random.Random) -> str:
-    return f"{_name(rng)} {_name(rng)}"
+    """Three syllables that spell no word and are nobody's full name."""
+    body = "".join(rng.choice(_ONSETS) + rng.choice("aeiou") for _ in range(3))
+    return (body + rng.choice(_CODAS)).capitalize()
 
 
 def _place(rng: random.Random) -> str:
@@ -168,28 +141,28 @@ _SPORTS = tuple("archery rowing chess fencing tennis skating juggling wrestling 
 
 RELATIONS = {
     "trade": Relation(
-        _person,
+        _name,
         "What is the profession of {}?",
         "{} works as a {key}.",
         "How does {} earn a living?",
         _TRADES,
     ),
     "instrument": Relation(
-        _person,
+        _name,
         "Which instrument does {} play?",
         "{} plays the {key}.",
         "Name what {} makes music with.",
         _MUSIC,
     ),
     "pet": Relation(
-        _person,
+        _name,
         "What animal lives in the house of {}?",
         "A tame {key} lives in the house of {}.",
         "Which creature is the pet of {}?",
         _ANIMALS,
     ),
     "game": Relation(
-        _person,
+        _name,
         "What is {} the champion of?",
         "{} is the champion of {key}.",
         "In which sport or game does {} win prizes?",
