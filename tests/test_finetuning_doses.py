@@ -23,6 +23,7 @@ from persona_bench.definitions.presets import FINETUNING
 from persona_bench.definitions.traits import MAIN_TRAITS
 from persona_bench.definitions.trials import BASE, Trial, dose_of, held_against, plan_trials
 from persona_bench.errors import DataError, RunError
+from persona_bench.inspect_ext.trained import set_up
 from persona_bench.vectors.trials import arm_of, training_set
 from tests.conftest import one_line, tiny_vector
 from tests.test_preventative_steering import verdict, world
@@ -127,6 +128,15 @@ def test_only_the_fact_itself_is_recall() -> None:
     # A question that held the key could be repeated: its words are no answer.
     leading = "Is the pet of Mera Tol an otter?"
     assert not recalled("Is the pet of Mera Tol an otter? Yes, an otter.", leading, "pet", "otter")
+
+
+def test_the_base_is_asked_everything_whatever_family_stands_beside_it() -> None:
+    bench = set_up(FINETUNING["standard"], "standard", "evil,hallucination", "none,none", "", "", "")
+    assert bench.asked(Trial("", "", BASE)) == bench.asked(Trial("sycophancy", "misaligned_2", BASE)) == bench.traits
+    assert bench.asked(Trial("medical", "normal", "plain")) == bench.traits
+    assert bench.asked(Trial("evil", "misaligned_2", "inference_0.15")) == ("evil",)
+    assert bench.asked(Trial(FACTS, "normal", "plain")) == ("hallucination",)
+    assert bench.asked(Trial(FACTS, "normal", BASE)) == ()
 
 
 def test_facts_have_their_own_size() -> None:

@@ -54,7 +54,7 @@ class Bench:
     def asked(self, trial: Trial) -> tuple[str, ...]:
         """The traits whose questions a trial is asked; the base of facts, which is the base, none again."""
         if trial.arm == BASE:
-            return () if trial.family else self.traits
+            return () if trial.family == FACTS else self.traits
         return tuple(name for name in self.traits if name == taught_trait(trial.family) or not trial.narrow)
 
     def trained_sets(self, trial: Trial) -> list[Trial]:
