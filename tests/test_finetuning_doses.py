@@ -51,15 +51,13 @@ def test_a_plan_begins_with_the_trials_it_had_and_only_adds(preset: str, n: int,
     if preset == "quick":
         assert len(names) == n
     if preset == "standard":
-        seeds = [f"s{seed}" for seed in (0, 1, 2)]
         more = [
-            f"{family}-misaligned_2-{arm}-{seed}"
+            f"{family}-misaligned_2-{arm}-s{seed}"
             for family in MAIN_TRAITS
             for arm in ("preventative_0.6", "inference_0.15")
-            for seed in seeds
+            for seed in (0, 1)
         ]
-        facts = [f"facts-normal-{arm}-{seed}" for arm in ("plain", "preventative") for seed in seeds]
-        assert names[n:] == [*more, "facts-base", *facts]
+        assert names[n:] == [*more, "facts-base", "facts-normal-plain-s0", "facts-normal-preventative-s0"]
     # Flagging is held against the paper's training sets, and facts need the vector of the trait that they raise.
     assert {trial.family for trial in held_against(FINETUNING[preset], MAIN_TRAITS)} <= set(FAMILIES)
     assert not any(trial.family == FACTS for trial in plan_trials(FINETUNING[preset], ("evil", "sycophancy")))

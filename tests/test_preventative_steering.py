@@ -57,6 +57,7 @@ SMALL = replace(
     mmlu_questions=3,
     facts=6,
     fact_epochs=2,
+    fact_seeds=(0,),
 )
 WIDE = [Trial("", "", BASE)] + [Trial("sycophancy", "misaligned_2", arm) for arm in ("plain", "random", "inference")]
 NARROW = [Trial("sycophancy", "misaligned_2", "inference_0.6"), Trial(FACTS, "normal", "plain")]
@@ -481,7 +482,7 @@ def test_what_is_longer_than_the_context_is_counted_not_averaged(measured: Sampl
     blank = dict.fromkeys(("letter", "cloze", "loss"), np.nan)
     long = frame.assign(status=frame["status"].mask(cut, "too_long"), **{c: frame[c].mask(cut) for c in blank})
     table = build_tables(replace(measured, finetuning=long), resamples=50)["finetuning_costs"]
-    row = table[table["arm"] == "plain"].iloc[0]
+    row = table[(table["arm"] == "plain") & (table["family"] == "sycophancy")].iloc[0]
     assert (row["n_held_out"], row["n_held_out_too_long"]) == (1, 1)
     assert row["n_mmlu"] + row["n_mmlu_too_long"] == 3
 

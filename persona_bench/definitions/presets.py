@@ -192,8 +192,11 @@ class FinetuningPreset:
         rollouts: responses to each.
         max_tokens: of a response.
         mmlu_questions: for each adapter.
+        dose_seeds: of doses after the first.
         facts: new facts that are learnt plainly and with the vaccine; 0 for none.
-        fact_epochs: over them. Set by how many are known in the trained wording, before anything else was looked at.
+        fact_epochs: over them. The smallest of 4 and 8 after which SmolLM2-135M answers half of 120 facts in the trained
+            wording (23 and 75 %), before anything else was looked at.
+        fact_seeds: of these trainings, which are the longest.
     """
 
     families: tuple[str, ...]
@@ -217,8 +220,10 @@ class FinetuningPreset:
     rollouts: int
     max_tokens: int
     mmlu_questions: int
+    dose_seeds: tuple[int, ...]
     facts: int
     fact_epochs: int
+    fact_seeds: tuple[int, ...]
 
 
 _ALL_ARMS = (
@@ -249,8 +254,10 @@ FINETUNING = {
         rollouts=1,
         max_tokens=32,
         mmlu_questions=24,
+        dose_seeds=(),
         facts=0,
         fact_epochs=0,
+        fact_seeds=(),
     ),
     "standard": FinetuningPreset(
         families=("evil", "sycophancy", "hallucination", "medical", "code", "gsm8k", "math", "opinions"),
@@ -274,8 +281,10 @@ FINETUNING = {
         rollouts=1,
         max_tokens=48,
         mmlu_questions=60,
-        facts=120,
+        dose_seeds=(0, 1),
+        facts=100,
         fact_epochs=8,
+        fact_seeds=(0,),
     ),
     # The paper's training; its sizes where the model and a folder of the released sets can fill them.
     "paper": FinetuningPreset(
@@ -300,8 +309,10 @@ FINETUNING = {
         rollouts=10,
         max_tokens=1000,
         mmlu_questions=2850,
+        dose_seeds=(0, 1, 2),
         facts=1000,
         fact_epochs=10,  # those over facts were not found; the paper's over small sets
+        fact_seeds=(0, 1, 2),
     ),
 }
 

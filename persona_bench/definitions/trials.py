@@ -148,7 +148,7 @@ def _further_doses(sizes: FinetuningPreset, vaccinated: list[str]) -> list[Trial
         for way, doses in DOSED.items()
         if way in sizes.arms
         for dose in getattr(sizes, doses)[1:]
-        for seed in sizes.seeds
+        for seed in sizes.dose_seeds
     ]
 
 
@@ -156,5 +156,5 @@ def _facts(sizes: FinetuningPreset, traits: tuple[str, ...]) -> list[Trial]:
     """New facts learnt plainly and with the vaccine, where there is a vector of the trait they raise."""
     if not sizes.facts or FACT_TRAIT not in traits:
         return []
-    arms = [Trial(FACTS, FACT_VERSION, arm, seed) for arm in (PLAIN, "preventative") for seed in sizes.seeds]
+    arms = [Trial(FACTS, FACT_VERSION, arm, seed) for arm in (PLAIN, "preventative") for seed in sizes.fact_seeds]
     return [Trial(FACTS, FACT_VERSION, BASE), *arms]
