@@ -194,8 +194,8 @@ class FinetuningPreset:
         mmlu_questions: for each adapter.
         dose_seeds: of doses after the first.
         facts: new facts that are learnt plainly and with the vaccine; 0 for none.
-        fact_epochs: over them. The smallest of 4 and 8 after which SmolLM2-135M answers half of 120 facts in the trained
-            wording (23 and 75 %), before anything else was looked at.
+        fact_epochs: over them. Standard: the smaller of 4 and 8 after which SmolLM2-135M answers half of 120 facts in
+            the trained wording (23 and 75 %); nothing else was looked at.
         fact_seeds: of these trainings, which are the longest.
     """
 
