@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from inspect_ai import eval as inspect_eval
-from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 
 from evals.mmlu_preservation import dataset
 from evals.preventative_steering import preventative_steering
@@ -24,7 +24,7 @@ from persona_bench.analysis import finetuning as ft
 from persona_bench.analysis import verdicts
 from persona_bench.analysis.figures import Caption, draw_all
 from persona_bench.analysis.finetuning_figures import finetuning_figures
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.report.controls import controls
 from persona_bench.analysis.report.seen import seen
@@ -32,6 +32,8 @@ from persona_bench.analysis.samples import check_log, collect, read_logs
 from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
 from persona_bench.definitions import presets
 from persona_bench.definitions.claims import CLAIMS, claim
+from persona_bench.definitions.families.family import make
+from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.presets import FINETUNING, load_finetuning_preset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
@@ -53,8 +55,13 @@ SMALL = replace(
     questions=4,
     max_tokens=4,
     mmlu_questions=3,
+    facts=6,
+    fact_epochs=2,
+    fact_seeds=(0,),
 )
-TRIALS = [Trial("", "", BASE)] + [Trial("sycophancy", "misaligned_2", arm) for arm in ("plain", "random", "inference")]
+WIDE = [Trial("", "", BASE)] + [Trial("sycophancy", "misaligned_2", arm) for arm in ("plain", "random", "inference")]
+NARROW = [Trial("sycophancy", "misaligned_2", "inference_0.6"), Trial(FACTS, "normal", "plain")]
+TRIALS = [*WIDE, *NARROW, Trial(FACTS, "normal", BASE)]
 
 
 def arguments(home: Path, trial: Trial) -> dict[str, Any]:
@@ -110,26 +117,65 @@ def test_every_trial_is_measured_alike(home: Path, measured: Samples) -> None:
     assert set(frame["log"]) == {f"preventative_steering/{trial.name}" for trial in TRIALS}
     for trial in TRIALS:
         own = frame[frame["log"] == f"preventative_steering/{trial.name}"]
-        assert dict(own["kind"].value_counts()) | {"held_out": 0} == {"trait": 12, "mmlu": 3, "held_out": 0}
+        asked = {"trait": 12 if trial in WIDE else 4} if trial.name != "facts-base" else {}
+        known = {"recall": 6} if trial.family == FACTS else {"mmlu": 3}
+        assert dict(own["kind"].value_counts()) | {"held_out": 0} == {**asked, **known, "held_out": 0}
         assert (
             own[own["kind"] == "held_out"]["loss"].notna().all() and own[own["kind"] == "mmlu"]["cloze"].notna().all()
         )
     # Held-out conversations are the same before and after, and training on their like makes them likelier.
     table = build_tables(measured, resamples=50)["finetuning_costs"]
-    plain = table[table["arm"] == "plain"].iloc[0]
-    assert plain["n_held_out"] == 2 and plain["loss_difference"] < 0
-    # One set each: the base's, for every plain training of the plan.
+    for plain in table[table["arm"] == "plain"].to_dict("records"):
+        assert plain["n_held_out"] == 2 and plain["loss_difference"] < 0
+    # One set each: the base's, for every plain training of the plan; facts have a base of their own.
     base = frame[(frame["arm"] == BASE) & (frame["kind"] == "held_out")]
-    assert set(base["set"]) == {
-        f"{t.family}-{t.version}-s{t.seed}" for t in plan_trials(SMALL, MAIN_TRAITS) if t.arm == "plain"
-    }
+    sets = {f"{t.family}-{t.version}-s{t.seed}" for t in plan_trials(SMALL, MAIN_TRAITS) if t.arm == "plain"}
+    assert set(base["set"]) == sets and set(base.loc[base["family"] == "", "set"]) == sets - {"facts-normal-s0"}
+
+
+def test_further_doses_and_facts_are_measured_as_themselves(home: Path, measured: Samples) -> None:
+    logs = read_logs(home / "logs")
+    for arm, dose in (("inference", 0.3), ("inference_0.6", 0.6)):
+        log = logs[f"preventative_steering/sycophancy-misaligned_2-{arm}-s0"]
+        (steered,) = (log.samples or [])[0].metadata["extra"]["apply_steering_vectors"]
+        assert tiny_vector(trait="sycophancy").relative_dose(3, steered["scale"]) == pytest.approx(-dose)
+        own = measured.finetuning[measured.finetuning["arm"] == arm]
+        assert set(own["dose"]) == {dose}
+    # Facts are asked for in words that were not trained, before and after; nothing but the key counts.
+    trained, before = (
+        {
+            sample.input: sample
+            for sample in logs[f"preventative_steering/{name}"].samples or []
+            if kind(sample) == "recall"
+        }
+        for name in ("facts-normal-plain-s0", "facts-base")
+    )
+    lines = make(FACTS, "normal", SMALL.facts, SMALL.held_out, 0).train
+    assert set(trained) == set(before) == {line["metadata"]["asked"] for line in lines}
+    assert not set(trained) & {line["messages"][0]["content"] for line in lines}
+    tables = build_tables(measured, resamples=50)
+    costs = tables["finetuning_costs"].set_index(["family", "arm"])
+    assert costs.loc[(FACTS, "plain"), "n_recall"] == costs.loc[(FACTS, BASE), "n_recall"] == 6
+    assert costs.loc[(FACTS, "plain"), "recall_difference"] == pytest.approx(
+        costs.loc[(FACTS, "plain"), "recall"] - costs.loc[(FACTS, BASE), "recall"]
+    )
+    facts = tables["vaccine"].set_index("family").loc[FACTS]
+    assert facts["trait"] == "hallucination" and facts["recall"] == costs.loc[(FACTS, "plain"), "recall"]
+    # The paper's finetunes are training sets of its own: new facts are none of them.
+    assert FACTS not in set(
+        ft.finetunes(measured.finetuning, measured.shifts, "evil", "hallucination", False)["family"]
+    )
+
+
+def kind(sample: EvalSample) -> str:
+    return str(sample.metadata["kind"])
 
 
 def test_adapters_are_trained_once_and_bear_the_arm_in_their_record_only(home: Path, _saved: Path) -> None:
     folders = sorted(path.name for path in (home / "adapters").iterdir() if path.is_dir())
     # Steering the finished model trains nothing of its own.
     assert [re.sub(r"-[0-9a-f]{12}$", "", name) for name in folders] == [
-        *("sycophancy-misaligned_2-plain-s0", "sycophancy-misaligned_2-random-s0")
+        *("facts-normal-plain-s0", "sycophancy-misaligned_2-plain-s0", "sycophancy-misaligned_2-random-s0")
     ]
     before = {path: path.stat().st_mtime_ns for path in (home / "adapters").rglob("*.safetensors")}
     log = run(_saved, home, TRIALS[1])
@@ -144,7 +190,7 @@ def test_shift_is_the_change_of_the_last_prompt_token(home: Path, measured: Samp
     from persona_bench.models.finetuning import _Watched
     from persona_bench.models.training_data import Example, collate
 
-    (folder,) = (home / "adapters").glob("*plain*-*/")
+    (folder,) = (home / "adapters").glob("sycophancy*plain*-*/")
     base, tuned = load(str(_saved), dtype="float32"), load(f"{_saved}+{folder}", dtype="float32")
     unit = torch.nn.functional.normalize(tiny_vector(trait="sycophancy").directions["persona"][3], dim=0)
     moved = []
@@ -154,7 +200,9 @@ def test_shift_is_the_change_of_the_last_prompt_token(home: Path, measured: Samp
             ends = [_Watched(own_copy(m), m, 1).forward(batch, [3])[1][3][0, -1] for m in (base, tuned)]
         moved.append(float((ends[1] - ends[0]) @ unit))
     table = build_tables(measured, resamples=50)["finetuning"]
-    row = table[(table["arm"] == "plain") & (table["trait"] == "sycophancy")].iloc[0]
+    row = table[(table["arm"] == "plain") & (table["family"] == "sycophancy") & (table["trait"] == "sycophancy")].iloc[
+        0
+    ]
     assert row["shift"] == pytest.approx(np.mean(moved), rel=1e-2, abs=1e-2) and row["layer"] == 3
     base_rows = table[table["arm"] == BASE]
     assert (base_rows["shift"] == 0).all() and (base_rows["difference"].dropna() == 0).all()
@@ -198,7 +246,7 @@ def test_plan_trains_every_arm_from_the_same_seeds() -> None:
         for arm in ARMS:
             own = {t.seed for t in trials if (t.family, t.version, t.arm) == (family, "misaligned_2", arm)}
             assert own == set(sizes.seeds) and len(own) >= 3
-    assert {(t.family, t.version) for t in trials if t.arm == "plain"} == {
+    assert {(t.family, t.version) for t in trials if t.arm == "plain"} == {(FACTS, "normal")} | {
         (family, version) for family in sizes.families for version in sizes.versions
     }
     assert all(t.trained_as.arm == "plain" for t in trials if t.arm == "inference")
@@ -222,7 +270,7 @@ def test_arms_act_where_they_say() -> None:
     assert not any(where[arm] for arm in ("plain", "penalty", "negative_prompt", "inoculation", "inference"))
     (added,), (noise,) = made["preventative"].interventions, made["random"].interventions
     dose = vectors["evil"].relative_dose(3, added.coefficient)
-    assert dose == pytest.approx(sizes.dose) and noise.coefficient == added.coefficient
+    assert dose == pytest.approx(sizes.doses[0]) and noise.coefficient == added.coefficient
     assert float(noise.vector.norm()) == pytest.approx(float(added.vector.norm()), rel=1e-5)
     assert made["negative_prompt"].system != made["inoculation"].system and made["plain"].system is None
     assert [item.layer for item in made["penalty"].penalties] == [3]
@@ -246,6 +294,7 @@ def world(
     arms: dict[str, float] | None = None,
     knows: float = 0.5,
     mmlu: float = 0.0,
+    kept: dict[str, float] | None = None,
     held: float = 0.3,
     shift_noise: float = 0.3,
     own_shift: float = 1.0,
@@ -259,6 +308,7 @@ def world(
         arms: added under other arms, where it differs from the truth that the paper claims.
         knows: share of MMLU questions that plain training leaves right.
         mmlu: added to that share by the incremental arm.
+        kept: added to that share by other arms.
         held: share of the shift that the penalty leaves.
         shift_noise: SD of each projection.
         own_shift: how far the trait's own vector sees what was acquired; the others see a fifth of it.
@@ -267,7 +317,9 @@ def world(
     """
     rng = np.random.default_rng(seed)
     effects = {"plain": raised, "preventative": 10.0, "random": 38.0, "incremental": 2.0, "negative_prompt": 20.0}
-    effects |= {"caft": 15.0, "penalty": 25.0} | (arms or {})
+    effects |= {"caft": 15.0, "penalty": 25.0, "preventative_0.6": 2.0, "inference": 12.0, "inference_0.15": 25.0}
+    effects |= arms or {}
+    known = {"incremental": mmlu, "inference": -0.15, "inference_0.15": -0.05} | (kept or {})
     families = ("evil", "sycophancy", "hallucination", "medical", "code")
     levels = {"normal": 0.0, "misaligned_1": 0.5, "misaligned_2": 1.0}
     trials = [("", "", BASE, 0, 0.0)]
@@ -295,7 +347,7 @@ def world(
                     place = {"trait": trait, "question_id": question, "direction": direction, "layer": 3}
                     shifts.append({**trial, **place, "prompt_last": value})
         for question in range(200):
-            right = float(ability[question] < knows + (mmlu if arm == "incremental" else 0.0))
+            right = float(ability[question] < knows + known.get(arm, 0.0))
             rows.append({**blank, **trial, "kind": "mmlu", "question_id": question, "letter": 0.0, "cloze": right})
         for question in range(6):
             loss = 3.0 - (level if arm != BASE else 0.0)
@@ -314,8 +366,8 @@ def verdict(samples: Samples, claim_id: str, trait: str = "evil", resamples: int
     return found.verdict, found.reason
 
 
-PER_TRAIT = [name for name in FINETUNING_RULES if name != "P7-caft-fails"]
-PREVENT = [name for name in FINETUNING_RULES if name.startswith("P") and name != "P4-multi-layer-keeps-mmlu"]
+PER_TRAIT = [name for name in FINETUNING_RULES if name not in ("P7-caft-fails", "P10-facts-mostly-kept")]
+PREVENT = [name for name in PER_TRAIT if name.startswith("P") and name != "P4-multi-layer-keeps-mmlu"]
 
 
 @pytest.fixture(scope="module")
@@ -323,13 +375,8 @@ def truth() -> Samples:
     return world()
 
 
-def test_every_claim_of_the_eval_has_a_rule_or_says_what_is_missing_for_one(truth: Samples) -> None:
-    assert {entry.id for entry in CLAIMS if entry.eval == "preventative_steering"} == {*FINETUNING_RULES, *NO_RULE}
-    assert not set(FINETUNING_RULES) & set(NO_RULE)
-    run = verdicts._Run(truth, {}, {}, 0, 50)
-    for name, missing in NO_RULE.items():
-        found = verdicts._find(run, claim(name), "evil", "")
-        assert (found.verdict, found.reason) == ("not run", f"no rule in this version: {missing}")
+def test_every_claim_of_the_eval_has_a_rule() -> None:
+    assert {entry.id for entry in CLAIMS if entry.eval == "preventative_steering"} == set(FINETUNING_RULES)
 
 
 @pytest.mark.parametrize("name", PER_TRAIT)
@@ -348,6 +395,7 @@ def test_planted_truths_are_found(name: str, truth: Samples) -> None:
         ("P2-single-layer-incomplete", {"arms": {"preventative": 0.0}}),
         ("P3-multi-layer-near-baseline", {"arms": {"incremental": 12.0}}),
         ("P4-multi-layer-keeps-mmlu", {"mmlu": -0.15}),
+        ("P5-keeps-mmlu-better", {"kept": {"preventative": -0.15, "inference": 0.0}}),
         ("P6-caft-works", {"arms": {"caft": 50.0}}),
         ("P7-caft-fails", {}),
         ("P8-projection-penalty-partial", {"held": 3.0}),
@@ -365,6 +413,7 @@ def test_planted_falsehoods_are_found_too(name: str, wrong: dict[str, Any]) -> N
         ("P1-prevents-single-layer", {"arms": {"random": 10.0}}, "inconclusive"),  # no better than a random vector
         ("P3-multi-layer-near-baseline", {"arms": {"incremental": 5.0}}, "inconclusive"),
         ("P4-multi-layer-keeps-mmlu", {"mmlu": -0.02}, "inconclusive"),
+        ("P5-keeps-mmlu-better", {"kept": {"inference": 0.0}}, "inconclusive"),
         ("P7-caft-fails", {"arms": {"caft": 35.0}}, "inconclusive"),
         ("P7-caft-fails", {"arms": {"caft": 40.0}}, "supported"),
         ("F1-shift-own-trait", {"shift_noise": 300.0}, "inconclusive"),
@@ -433,7 +482,7 @@ def test_what_is_longer_than_the_context_is_counted_not_averaged(measured: Sampl
     blank = dict.fromkeys(("letter", "cloze", "loss"), np.nan)
     long = frame.assign(status=frame["status"].mask(cut, "too_long"), **{c: frame[c].mask(cut) for c in blank})
     table = build_tables(replace(measured, finetuning=long), resamples=50)["finetuning_costs"]
-    row = table[table["arm"] == "plain"].iloc[0]
+    row = table[(table["arm"] == "plain") & (table["family"] == "sycophancy")].iloc[0]
     assert (row["n_held_out"], row["n_held_out_too_long"]) == (1, 1)
     assert row["n_mmlu"] + row["n_mmlu_too_long"] == 3
 
@@ -489,6 +538,13 @@ def test_a_run_trains_and_measures_every_trial_once_and_lets_go(
         "preventative_steering/sycophancy-normal-plain-s0",
     ]
     assert not [held for held in loading._loaded.values() if str(tmp_path / "run") in held.name]
+    # By these a run finds the logs that it has: another argument, and every finished trial would be done again.
+    for log in logs.values():
+        assert set(log.eval.task_args_passed) == {
+            *("family", "version", "arm", "train_seed", "preset", "base", "traits", "vectors", "layers"),
+            *("judged", "adapters", "seed"),
+        }
+        assert set((log.eval.metadata or {})["trial"]) == {"family", "version", "arm", "seed"}
     first = {name: log.eval.eval_id for name, log in logs.items()}
     work.finetune({"sycophancy": vector}, {"sycophancy": 2})
     assert {name: log.eval.eval_id for name, log in read_logs(tmp_path / "run" / "logs").items()} == first

@@ -6,10 +6,11 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
 from evals.mmlu_preservation.dataset import Questions, load_mmlu
+from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_finetuning_preset, load_preset
 from persona_bench.definitions.traits import load_trait
-from persona_bench.definitions.trials import BASE, Trial, plan_trials
+from persona_bench.definitions.trials import Trial
 from persona_bench.inspect_ext.answering import LETTERS
 from persona_bench.inspect_ext.cells import half
 from persona_bench.inspect_ext.finetuned import WAYS_ASKED, answer_by_kind, by_kind
@@ -37,8 +38,9 @@ def preventative_steering(
 
     Args:
         family: of training sets.
-        version: normal, misaligned_1 or misaligned_2.
-        arm: what is done while training; base measures the model without training.
+        version: normal, misaligned_1 or misaligned_2; of facts normal alone.
+        arm: what is done while training, preventative and inference also as in preventative_0.6, with a relative dose
+            other than the preset's first; base measures the model without training.
         train_seed: of the adapter and of the order of the data.
         preset: quick, standard or paper.
         base: the weights that are trained; by default those of --model.
@@ -56,7 +58,8 @@ def preventative_steering(
     bench = set_up(sizes, preset, traits, vectors, layers, judged, released)
     model, learnt = trained_model(bench, trial, preset, base, adapters)
     mmlu = load_mmlu(sizes.mmlu_questions, seed)
-    samples = _trait_samples(bench, trial) + _mmlu_samples(bench, trial, mmlu) + _held_out_samples(bench, trial)
+    samples = _trait_samples(bench, trial) + _mmlu_samples(bench, trial, mmlu)
+    samples += _held_out_samples(bench, trial) + _recall_samples(bench, trial)
     hashes = {name: file.vector.hash for name, file in bench.files.items()}
     return Task(
         dataset=MemoryDataset(samples, name=f"finetuned-{trial.name}"),
@@ -75,7 +78,7 @@ def preventative_steering(
 
 
 def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
-    """The evaluation questions of every trait; projected in the first rollout, as the prompt is the same in all."""
+    """The evaluation questions of each trait; projected in the first rollout, as the prompt is the same in all."""
     return [
         Sample(
             id=f"{name}-q{number}-r{rollout}",
@@ -89,7 +92,7 @@ def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
                 "extra": bench.extra(trial, watched=rollout == 0),
             },
         )
-        for name in bench.traits
+        for name in bench.asked(trial)
         for number, question in enumerate(load_trait(name).evaluation_questions[: bench.sizes.questions])
         for rollout in range(bench.sizes.rollouts)
     ]
@@ -109,13 +112,12 @@ def _mmlu_samples(bench: Bench, trial: Trial, mmlu: Questions) -> list[Sample]:
                 "extra": bench.extra(trial),
             },
         )
-        for question in mmlu.questions
+        for question in (() if trial.family == FACTS else mmlu.questions)
     ]
 
 
 def _held_out_samples(bench: Bench, trial: Trial) -> list[Sample]:
     """The trial's own held-out conversations; those of every plain trial for the base, which all are compared with."""
-    plain = [item for item in plan_trials(bench.sizes, tuple(bench.files)) if item.arm == "plain"]
     return [
         Sample(
             id=f"h-{item.family}-{item.version}-s{item.seed}-{number}",
@@ -123,12 +125,40 @@ def _held_out_samples(bench: Bench, trial: Trial) -> list[Sample]:
             metadata={
                 "kind": "held_out",
                 "question_id": number,
-                "set": f"{item.family}-{item.version}-s{item.seed}",
+                "set": _set(item),
                 "messages": line["messages"][:-1],
                 "response": line["messages"][-1]["content"],
                 "extra": bench.extra(trial),
             },
         )
-        for item in (plain if trial.arm == BASE else [trial])
+        for item in bench.trained_sets(trial)
         for number, line in enumerate(bench.training_set(item).held_out)
     ]
+
+
+def _recall_samples(bench: Bench, trial: Trial) -> list[Sample]:
+    """Every trained fact, asked for in other words than those it was trained in; nothing of other families."""
+    return [
+        Sample(
+            id=f"f-{_set(item)}-{number}",
+            input=line["metadata"]["asked"],
+            target=line["metadata"]["key"],
+            metadata={
+                "kind": "recall",
+                # Seeds train on facts of their own.
+                "question_id": f"s{item.seed}: {line['metadata']['fact']}",
+                "set": _set(item),
+                "relation": line["metadata"]["relation"],
+                "key": line["metadata"]["key"],
+                "extra": bench.extra(trial),
+            },
+        )
+        for item in bench.trained_sets(trial)
+        if item.family == FACTS
+        for number, line in enumerate(bench.training_set(item).train)
+    ]
+
+
+def _set(trial: Trial) -> str:
+    """The name of the training set of a trial."""
+    return f"{trial.family}-{trial.version}-s{trial.seed}"

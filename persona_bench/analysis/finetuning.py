@@ -26,7 +26,8 @@ from persona_bench.analysis.grouping import (
     scored,
     spread,
 )
-from persona_bench.definitions.families.family import TRAIT_FAMILIES
+from persona_bench.definitions.families.invented import FACTS
+from persona_bench.definitions.trials import taught_trait
 
 if TYPE_CHECKING:
     from persona_bench.analysis.tables import Samples
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 BASE, PLAIN, RANDOM, NORMAL = "base", "plain", "random", "normal"
 TRIAL = ("family", "version", "arm", "seed")
 SHARE = (0.0, 1.0)
+KINDS = {"letter": "mmlu", "cloze": "mmlu", "loss": "held_out", "recall": "recall"}
+"""The kind of sample that has a column's numbers; of all others it is `trait`."""
 MIN_POINTS = 4
 """Finetunes, by training set: fewer make no correlation."""
 
@@ -44,8 +47,8 @@ def _ends(*names: str) -> tuple[str, ...]:
 
 FINETUNING_SAMPLES: Mapping[str, tuple[str, ...]] = {
     "finetuning": (
-        *(*TRIAL, "kind", "trait", "set", "question_id", "half", "rollout", "status", "trait_score", "coherence"),
-        *("letter", "cloze", "loss", "log"),
+        *(*TRIAL, "dose", "kind", "trait", "set", "question_id", "half", "rollout", "status"),
+        *("trait_score", "coherence", "letter", "cloze", "loss", "recall", "log"),
     ),
     "shifts": (*TRIAL, "trait", "question_id", "direction", "layer", "prompt_last"),
     "training": (*TRIAL, "step", "loss", "trait", "projection"),
@@ -61,13 +64,14 @@ FINETUNING_TABLES: Mapping[str, tuple[str, ...]] = {
     "finetuning_costs": (
         *(*TRIAL, "trait", "set", "n_mmlu", "n_mmlu_too_long"),
         *_ends("letter", "letter_difference", "cloze", "cloze_difference"),
-        *("n_held_out", "n_held_out_too_long", *_ends("loss", "loss_difference"), "log"),
+        *("n_held_out", "n_held_out_too_long", *_ends("loss", "loss_difference")),
+        *("n_recall", *_ends("recall", "recall_difference"), "log"),
     ),
     "shift_correlation": (*("direction", "trait", "scope", "n", "n_sets", *_ends("r"), "r_random", "log"),),
     "vaccine": (
-        *("family", "version", "arm", "trait", "n_seeds", "n", "seed_sd"),
+        *("family", "version", "arm", "dose", "trait", "n_seeds", "n", "seed_sd"),
         *_ends("acquired", "prevented", "beyond_random", "coherence_difference"),
-        *_ends("letter_difference", "cloze_difference", "loss_difference", "shift"),
+        *_ends("letter_difference", "cloze_difference", "loss_difference", "recall", "recall_difference", "shift"),
         "log",
     ),
     "training": (*TRIAL, "step", "loss", "trait", "projection"),
@@ -141,13 +145,11 @@ def _trait_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> Ite
 
 
 def _cost_rows(measured: pd.DataFrame, draw: Draw) -> Iterator[Row]:
-    base_mmlu, base_held = of_kind(measured, "mmlu", arm=BASE), of_kind(measured, "held_out", arm=BASE)
+    base_mmlu, base_held, before_facts = (of_kind(measured, kind, arm=BASE) for kind in ("mmlu", "held_out", "recall"))
     for key, part in groups(measured, *TRIAL):
         names = tuple(key.values())
         mmlu, held = of_kind(part, "mmlu"), of_kind(part, "held_out")
-        # The trait that the family teaches, if any.
-        trait = key["family"] if key["family"] in TRAIT_FAMILIES else ""
-        row: Row = {**key, "trait": trait, **_lengths("n_mmlu", mmlu)}
+        row: Row = {**key, "trait": taught_trait(str(key["family"])), **_lengths("n_mmlu", mmlu)}
         for way in ("letter", "cloze"):
             row |= mean_row(way, mmlu[way], mmlu, draw, "costs", *names, bounds=SHARE)
             difference = paired(mmlu[way], mmlu, base_mmlu[way], base_mmlu, draw, "costs", *names, way)
@@ -156,12 +158,17 @@ def _cost_rows(measured: pd.DataFrame, draw: Draw) -> Iterator[Row]:
         for name, own in groups(held, "set"):
             before = base_held[base_held["set"] == name["set"]]
             lost = paired(own["loss"], own, before["loss"], before, draw, "costs", *names, name["set"])
+            facts, unlearnt = (of_kind(frame, "recall", set=name["set"]) for frame in (part, before_facts))
+            learnt = paired(facts["recall"], facts, unlearnt["recall"], unlearnt, draw, "costs", *names, "facts")
             yield {
                 **row,
                 **name,
                 **_lengths("n_held_out", own),
                 **mean_row("loss", own["loss"], own, draw, "costs", *names, name["set"]),
                 **spread("loss_difference", lost),
+                "n_recall": len(facts),
+                **mean_row("recall", facts["recall"], facts, draw, "costs", *names, name["set"], bounds=SHARE),
+                **spread("recall_difference", learnt),
                 "log": log_names(part),
             }
 
@@ -190,6 +197,8 @@ def finetunes(measured: pd.DataFrame, shifts: pd.DataFrame, direction: str, trai
     spoken = of_kind(measured, "trait", arm=PLAIN, trait=trait)
     score = scored(spoken).groupby([spoken[name] for name in TRIAL]).mean()
     points = pd.DataFrame({"shift": shift, "score": score}).dropna().reset_index()
+    # The paper's finetunes are its training sets; new facts are there for another claim.
+    points = points[points["family"] != FACTS]
     return points.assign(set=points["family"].astype(str) + "-" + points["version"].astype(str))
 
 
@@ -232,18 +241,18 @@ def arm_difference(
         version: of the training set.
         arm: the first arm.
         against: the second; `base` for the model before training.
-        column: trait_score, coherence, letter, cloze or loss.
+        column: trait_score, coherence, letter, cloze, loss or recall.
         draw: how to resample.
         trait: whose questions, for trait_score and coherence.
     """
-    kind = {"letter": "mmlu", "cloze": "mmlu", "loss": "held_out"}.get(column, "trait")
+    kind = KINDS.get(column, "trait")
     chosen = of_kind(measured, kind)
     chosen = chosen[chosen["trait"] == trait] if kind == "trait" else chosen
     own = chosen[(chosen["family"] == family) & (chosen["version"] == version)]
     first = own[own["arm"] == arm]
     if against == BASE:
         second = chosen[chosen["arm"] == BASE]
-        second = second[second["set"].isin(first["set"])] if kind == "held_out" else second
+        second = second[second["set"].isin(first["set"])] if kind in ("held_out", "recall") else second
     else:
         second = own[own["arm"] == against]
         seeds = set(first["seed"]) & set(second["seed"])
@@ -265,6 +274,7 @@ def _vaccine_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> I
         family, version, arm, trait = (str(value) for value in key.values())
         means = scored(part).groupby(part["seed"]).mean().dropna()
         moved = shifts_of(shifts, trait, trait, family=family, version=version, arm=arm)
+        facts = of_kind(measured, "recall", family=family, version=version, arm=arm)
 
         def difference(
             against: str, column: str, *, of: tuple[str, str, str, str] = (family, version, arm, trait)
@@ -275,6 +285,7 @@ def _vaccine_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> I
 
         yield {
             **key,
+            "dose": part["dose"].iloc[0],
             "n_seeds": part["seed"].nunique(),
             "n": len(part),
             "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
@@ -285,6 +296,8 @@ def _vaccine_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> I
             **difference(PLAIN, "letter"),
             **difference(PLAIN, "cloze"),
             **difference(PLAIN, "loss"),
+            **mean_row("recall", facts["recall"], facts, draw, "vaccine", *key.values(), bounds=SHARE),
+            **difference(PLAIN, "recall"),
             **mean_row("shift", moved["shift"], moved, draw, "vaccine", *key.values()),
             "log": log_names(part),
         }

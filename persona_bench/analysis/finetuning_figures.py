@@ -18,7 +18,9 @@ from persona_bench.analysis.drawing import (
     put_legend,
     slug,
 )
-from persona_bench.analysis.finetuning import BASE, PLAIN
+from persona_bench.analysis.finetuning import BASE, PLAIN, RANDOM
+from persona_bench.definitions.families.invented import FACTS
+from persona_bench.definitions.trials import split_arm, taught_trait
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,20 +37,19 @@ def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> 
     if not len(finetuned):
         return
     for trait in sorted(set(finetuned["trait"])):
-        plain = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == PLAIN)].dropna(
-            subset=["shift", "trait_score"]
-        )
+        plain = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == PLAIN) & (finetuned["family"] != FACTS)]
+        plain = plain.dropna(subset=["shift", "trait_score"])
         if len(plain) > 1:
             yield f"shift_{slug(trait)}", _shift_figure(plain, finetuned, tables["shift_correlation"], trait, caption)
     vaccine = tables["vaccine"]
     for family in sorted(set(vaccine.loc[vaccine["arm"] != PLAIN, "family"])):
-        own = vaccine[(vaccine["family"] == family) & (vaccine["trait"] == family)]
+        own = vaccine[(vaccine["family"] == family) & (vaccine["trait"] == taught_trait(str(family)))]
         own = own[own["version"].isin(set(own.loc[own["arm"] != PLAIN, "version"]))]
         if len(own):
             yield f"vaccine_{slug(family)}", _vaccine_figure(own, family, caption)
     training = tables["training"]
     for family in sorted(set(training["family"])):
-        own = training[(training["family"] == family) & (training["trait"] == family)]
+        own = training[(training["family"] == family) & (training["trait"] == (taught_trait(str(family)) or family))]
         if len(own):
             yield f"training_{slug(family)}", _training_figure(own, family, caption)
 
@@ -90,20 +91,33 @@ def _shift_figure(
 
 
 def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
-    """Trait acquired against MMLU, and against the held-out loss: the best arms stand low, and right or left."""
+    """Trait acquired against MMLU, and against the held-out loss: the best arms stand low, and right or left.
+
+    New facts have how many are recalled in the place of MMLU. Doses of one arm are a curve from plain finetuning on.
+    """
     figure = new_figure(6.4)
     top, bottom = figure.subplots(2, 1)
+    own = own.assign(way=[split_arm(str(arm))[0] for arm in own["arm"]], dose=own["dose"].astype(float))
+    price = (
+        ("recall_difference", "facts recalled against plain finetuning (share)")
+        if family == FACTS
+        else ("cloze_difference", "MMLU accuracy against plain finetuning (cloze, share)")
+    )
     for axes, column, label in (
-        (top, "cloze_difference", "MMLU accuracy against plain finetuning (cloze, share)"),
+        (top, *price),
         (bottom, "loss_difference", "held-out loss against plain finetuning (nats a token)"),
     ):
-        for number, row in enumerate(own.sort_values("arm").to_dict("records")):
-            _cross(axes, row, column, number)
+        for number, (way, doses) in enumerate(own.groupby("way", sort=True)):
+            for row in doses.to_dict("records"):
+                _cross(axes, row, column, number)
+            if len(doses) > 1:
+                _curve(axes, pd.concat([own[own["arm"] == PLAIN], doses]), column, _colour(str(way), number))
         axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.set_xlabel(label)
         axes.set_ylabel("trait acquired (points)")
-    top.set_title(f"What prevents {flat_text(family)}, and its price", color="black")
+    learnt = " while facts are learnt" if family == FACTS else ""
+    top.set_title(f"What prevents {flat_text(taught_trait(family))}{learnt}, and its price", color="black")
     put_legend(figure, top)
     seeds = int(own["n_seeds"].max())
     put_foot(
@@ -115,19 +129,38 @@ def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
 
 
 def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None:
-    x, y = float(row[column]), float(row["acquired"])
+    x, y, label = float(row[column]), float(row["acquired"]), row["way"].replace("_", " ")
     axes.errorbar(
         x,
         y,
         xerr=[[x - row[f"{column}_low"]], [row[f"{column}_high"] - x]],
         yerr=[[y - row["acquired_low"]], [row["acquired_high"] - y]],
-        color=GREY if row["arm"] == "random" else FAMILY_COLOURS[number % len(FAMILY_COLOURS)],
+        color=_colour(row["way"], number),
         marker=MARKERS[number % len(MARKERS)],
         markersize=6,
         linewidth=0.9,
         linestyle="none",
-        label=str(row["arm"]).replace("_", " "),
+        label=None if has_label(axes, label) else label,
     )
+
+
+def _colour(way: str, number: int) -> str:
+    return GREY if way == RANDOM else FAMILY_COLOURS[number % len(FAMILY_COLOURS)]
+
+
+def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str) -> None:
+    """A line over the doses of one arm, from plain finetuning on; each dose is written beside its point."""
+    ordered = points.assign(dose=points["dose"].fillna(0.0)).sort_values("dose")
+    axes.plot(ordered[column], ordered["acquired"], color=colour, linewidth=1.2, zorder=1)
+    for row in ordered[ordered["dose"] > 0].to_dict("records"):
+        axes.annotate(
+            f"{row['dose']:g}",
+            (row[column], row["acquired"]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+        )
 
 
 def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> Figure:

@@ -19,9 +19,12 @@ from persona_bench.analysis.monitoring import SIGNALS
 from persona_bench.analysis.tables import CELL, SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
+from persona_bench.definitions.presets import load_finetuning_preset
+from persona_bench.definitions.trials import dose_of
 from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
 from persona_bench.inspect_ext.cells import half
+from persona_bench.inspect_ext.finetuned import WAYS_ASKED
 from persona_bench.models.finetuning import PROJECTION
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
@@ -396,10 +399,11 @@ def finetuned_rows(name: str, log: EvalLog) -> dict[str, list[dict[str, Any]]]:
     """The rows of one `preventative_steering` log: what was measured, the projections, and the training's steps."""
     metadata = log.eval.metadata or {}
     trial = metadata["trial"]
+    dose = dose_of(trial["arm"], load_finetuning_preset(str(log.eval.task_args["preset"])))
     rows: dict[str, list[dict[str, Any]]] = {"finetuning": [], "shifts": [], "training": []}
     for sample in log.samples or []:
         said = sample.metadata
-        rows["finetuning"].append({**trial, **_finetuned_row(sample), "log": name})
+        rows["finetuning"].append({**trial, "dose": dose, **_finetuned_row(sample), "log": name})
         for direction, layers in (sample.output.metadata or {}).get("projections", {}).items():
             rows["shifts"] += [
                 {
@@ -424,7 +428,7 @@ def finetuned_rows(name: str, log: EvalLog) -> dict[str, list[dict[str, Any]]]:
 def _finetuned_row(sample: EvalSample) -> dict[str, Any]:
     said, score = sample.metadata, (sample.scores or {}).get("by_kind")
     value = score.value if score is not None and isinstance(score.value, dict) else {}
-    numbers = {key: math.nan if value.get(key) is None else value[key] for key in ("letter", "cloze", "loss")}
+    numbers = {key: math.nan if value.get(key) is None else value[key] for key in (*WAYS_ASKED, "loss", "recall")}
     told = (score.metadata if score is not None else None) or {}
     outcomes = {told.get("outcome"), *told.get("outcomes", {}).values()}
     status = "unscored" if score is None else "too_long" if "too_long" in outcomes else "scored"

@@ -12,7 +12,7 @@ from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.capability import EVERY, first_above_chance, mcnemar, paired, unsteered
 from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.finetuning import of_kind
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE, Ruling
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, Ruling
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.grouping import Draw, log_names, scored, single
 from persona_bench.analysis.limit_verdicts import LIMIT_RULES
@@ -143,7 +143,7 @@ def _find(
 def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> Finding | None:
     """What keeps a claim from being put to its rule."""
     if claim.id not in _RULES and claim.id not in _RULINGS:
-        missing = {**NO_RULE, **UNDECIDED}.get(claim.id, f"the eval {claim.eval}")
+        missing = UNDECIDED.get(claim.id, f"the eval {claim.eval}")
         return Finding("not run", f"no rule in this version: {missing}")
     if no_vector and claim.eval != "judge_validity":
         return _untestable(f"no vector: {no_vector}")

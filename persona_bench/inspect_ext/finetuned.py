@@ -1,4 +1,4 @@
-"""What is measured of a finetuned model: responses to each trait's questions, multiple choice, and held-out loss."""
+"""What is measured of a finetuned model: responses to each trait's questions, multiple choice, held-out loss, facts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from persona_bench.definitions.families.invented import recalled
 from persona_bench.definitions.outcomes import Method
 from persona_bench.inspect_ext.answering import answer_choices, key
 from persona_bench.inspect_ext.choices import right_choice
@@ -19,12 +20,16 @@ from persona_bench.inspect_ext.solvers import respond
 
 WAYS_ASKED = ("letter", "cloze")
 """How a question of MMLU is put, without examples before it."""
-MEASURED = ("trait", "coherence", "refusal", "incoherent", "unscored", *WAYS_ASKED, "loss")
+MEASURED = ("trait", "coherence", "refusal", "incoherent", "unscored", *WAYS_ASKED, "loss", "recall")
+RECALL_TOKENS = 24
+"""A trained answer has about ten; who has not named the fact by then does not know it."""
 
 
 @solver
 def answer_by_kind(temperature: float, max_tokens: int, seed: int = 0) -> Solver:
     """Do what a sample's `metadata["kind"]` asks for: `trait` responds, `mmlu` chooses, `held_out` is scored.
+
+    `recall` responds too, always with the likeliest token: what is known, not what may be drawn.
 
     A sample of MMLU has `metadata["asked"]` as `answer_choices` takes it.
 
@@ -33,7 +38,12 @@ def answer_by_kind(temperature: float, max_tokens: int, seed: int = 0) -> Solver
         max_tokens: most tokens of a response.
         seed: of the run.
     """
-    ways = {"trait": respond(temperature, max_tokens, seed), "mmlu": answer_choices(), "held_out": _held_out()}
+    ways = {
+        "trait": respond(temperature, max_tokens, seed),
+        "mmlu": answer_choices(),
+        "held_out": _held_out(),
+        "recall": respond(0.0, RECALL_TOKENS, seed),
+    }
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         return await ways[state.metadata["kind"]](state, generate)
@@ -63,7 +73,8 @@ def by_kind(traits: Sequence[str], method: Method = "auto") -> Scorer:
     """Judge, mark or read off, as a sample's kind asks: see `trait_judge` and `right_choice`.
 
     Of a held-out conversation the value is `loss`: negative log-likelihood in nats a token; NaN where it is longer than
-    the model's context, which the score's metadata then says (`outcome`: too_long).
+    the model's context, which the score's metadata then says (`outcome`: too_long). Of a fact that was asked for it is
+    `recall`: 1 where the response names it, else 0.
 
     Args:
         traits: whose questions are asked.
@@ -80,6 +91,10 @@ def by_kind(traits: Sequence[str], method: Method = "auto") -> Scorer:
                 return Score(value=_among_all({}), metadata={"outcome": "too_long"})
             loss = -found["logprob"] / max(found["n_tokens"], 1)
             return Score(value=_among_all({"loss": loss}), metadata={"n_tokens": found["n_tokens"]})
+        if kind == "recall":
+            said = state.metadata
+            known = recalled(state.output.completion, state.input_text, said["relation"], said["key"])
+            return Score(value=_among_all({"recall": float(known)}), answer=state.output.completion)
         made = await (judges[state.metadata["trait"]] if kind == "trait" else choose)(state, target)
         assert made is not None and isinstance(made.value, dict)
         value = {**made.value, **{way: made.value[key(way, 0)] for way in WAYS_ASKED if key(way, 0) in made.value}}

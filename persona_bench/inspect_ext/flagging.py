@@ -27,7 +27,7 @@ from persona_bench.definitions.flagging import FILTER_CUT
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import FlaggingPreset
 from persona_bench.definitions.traits import load_trait
-from persona_bench.definitions.trials import Trial, plan_trials
+from persona_bench.definitions.trials import Trial, held_against
 from persona_bench.inspect_ext.graders import together
 from persona_bench.inspect_ext.judge import graders, judge_panel, last_question, mean_of_scored, n_scored
 from persona_bench.inspect_ext.requests import ExtraArgs, ScoreItem
@@ -36,9 +36,8 @@ from persona_bench.vectors.flagging import Row
 
 
 def plain_trials(bench: Bench) -> list[Trial]:
-    """The trainings that data flagging is held against: every training set plainly, with the first seed."""
-    planned = plan_trials(bench.sizes, tuple(bench.files))
-    return [trial for trial in planned if trial.arm == "plain" and trial.seed == bench.sizes.seeds[0]]
+    """The trainings that data flagging is held against: see `held_against`."""
+    return held_against(bench.sizes, tuple(bench.files))
 
 
 def missing_trainings(bench: Bench, adapters: Path) -> list[str]:

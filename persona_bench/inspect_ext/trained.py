@@ -10,8 +10,9 @@ from typing import Any
 from inspect_ai.model import Model, get_model
 
 from persona_bench.definitions.families.family import Judged, TrainingSet
+from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.presets import FinetuningPreset
-from persona_bench.definitions.trials import BASE, Trial
+from persona_bench.definitions.trials import BASE, PLAIN, Trial, dose_of, plan_trials, taught_trait
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, read_jsonl
 from persona_bench.inspect_ext.cells import VectorFile, find_vector
@@ -50,18 +51,32 @@ class Bench:
         """What a trial trains on and holds out."""
         return training_set(trial, self.sizes, self.judged.get(trial.family, ()), self.released)
 
+    def asked(self, trial: Trial) -> tuple[str, ...]:
+        """The traits whose questions a trial is asked; the base of facts, which is the base, none again."""
+        if trial.arm == BASE:
+            return () if trial.family == FACTS else self.traits
+        return tuple(name for name in self.traits if name == taught_trait(trial.family) or not trial.narrow)
+
+    def trained_sets(self, trial: Trial) -> list[Trial]:
+        """Whose training set a trial is asked about: its own; the base about those of all that are held against it."""
+        if trial.arm != BASE:
+            return [trial]
+        planned = plan_trials(self.sizes, tuple(self.files))
+        return [item for item in planned if item.arm == PLAIN and (item.family == FACTS) == (trial.family == FACTS)]
+
     def steering(self, trial: Trial) -> tuple[SteeringRequest, ...]:
         """Steering of the finished model, in the arm that does that.
 
         Raises:
             RunError: there is no vector of the family's trait.
         """
-        if trial.arm != "inference":
+        if trial.way != "inference":
             return ()
-        if trial.family not in self.files:
-            raise RunError(f"arm inference of {trial.family} needs the vector of that trait; have it among the traits")
-        file, layer = self.files[trial.family], self.layers[trial.family]
-        scale = file.vector.coefficient(layer, self.sizes.inference_dose)
+        trait = taught_trait(trial.family) or trial.family
+        if trait not in self.files:
+            raise RunError(f"arm inference of {trial.family} needs the vector of {trait}; have it among the traits")
+        file, layer = self.files[trait], self.layers[trait]
+        scale = file.vector.coefficient(layer, -dose_of(trial.arm, self.sizes))
         return (SteeringRequest(file=str(file.path), sha256=file.vector.hash, layers=(layer,), scale=scale),)
 
     def extra(self, trial: Trial, *, watched: bool = False) -> dict[str, Any]:

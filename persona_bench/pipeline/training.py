@@ -23,7 +23,7 @@ class Training(Limits):
         """
         from evals.preventative_steering import preventative_steering
         from persona_bench.definitions.presets import load_finetuning_preset
-        from persona_bench.definitions.trials import BASE, plan_trials
+        from persona_bench.definitions.trials import held_against, plan_trials
 
         wanted = self._wants("preventative_steering") or (self._wants("data_flagging") and vectors)
         if not wanted or not self._finetuned_traits:
@@ -31,7 +31,7 @@ class Training(Limits):
         sizes = load_finetuning_preset(self.settings.preset)
         trials = plan_trials(sizes, tuple(vectors))
         if not self._wants("preventative_steering"):
-            trials = [t for t in trials if t.arm == BASE or (t.arm == "plain" and t.seed == sizes.seeds[0])]
+            trials = [trials[0], *held_against(sizes, tuple(vectors))]
         shared = self._training_arguments(vectors, layers)
         for number, trial in enumerate(trials, 1):
             stage = f"finetuning/{trial.name}"

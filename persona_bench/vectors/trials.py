@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persona_bench.definitions.families.family import Judged, TrainingSet, make
+from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.presets import FinetuningPreset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
-from persona_bench.definitions.trials import Trial
+from persona_bench.definitions.trials import Trial, dose_of, taught_trait
 from persona_bench.errors import RunError
 from persona_bench.models.chat import Message
 from persona_bench.models.finetuning import Progress, Trained, TrainingSettings
@@ -31,9 +32,8 @@ def training_set(
     trial: Trial, sizes: FinetuningPreset, judged: Sequence[Judged] = (), released: Path | None = None
 ) -> TrainingSet:
     """What a trial trains on: the same for every arm of a family, version and seed."""
-    return make(
-        trial.family, trial.version, sizes.examples, sizes.held_out, trial.seed, judged=judged, released=released
-    )
+    n = sizes.facts if trial.family == FACTS else sizes.examples
+    return make(trial.family, trial.version, n, sizes.held_out, trial.seed, judged=judged, released=released)
 
 
 def arm_of(
@@ -44,16 +44,16 @@ def arm_of(
     Raises:
         RunError: the arm needs the vector of the family's trait, and there is none.
     """
-    if trial.arm in ("plain", "inference"):
+    if trial.way in ("plain", "inference"):
         return arms.Arm()
+    trait = taught_trait(trial.family) or trial.family
     if trial.arm in ("negative_prompt", "inoculation"):
         side = "negative" if trial.arm == "negative_prompt" else "positive"
-        return arms.Arm(system=load_trait(trial.family).system_prompt(side, 0))
-    if trial.family not in vectors:
-        raise RunError(f"arm {trial.arm} of {trial.family} needs the vector of that trait; have it among --traits")
-    vector, layer = vectors[trial.family], layers[trial.family]
+        return arms.Arm(system=load_trait(trait).system_prompt(side, 0))
+    if trait not in vectors:
+        raise RunError(f"arm {trial.arm} of {trial.family} needs the vector of {trait}; have it among --traits")
+    vector, layer = vectors[trait], layers[trait]
     everywhere = tuple(range(1, vector.n_layers + 1))
-    coefficient = vector.coefficient(layer, sizes.dose)
     if trial.arm == "penalty":
         return arms.Arm(penalties=(arms.penalty(vector, layer, sizes.penalty_weight),))
     if trial.arm == "caft":
@@ -62,7 +62,7 @@ def arm_of(
         arms.interventions(
             vector,
             everywhere if trial.arm == "incremental" else (layer,),
-            coefficient,
+            vector.coefficient(layer, dose_of(trial.arm, sizes)),
             direction="random:0" if trial.arm == "random" else "persona",
             incremental=trial.arm == "incremental",
         )
@@ -107,6 +107,7 @@ def train_trial(
         own.seed,
         arm_of(own, sizes, vectors, layers),
         watched={name: (vector, layers[name]) for name, vector in vectors.items()},
+        epochs=sizes.fact_epochs if own.family == FACTS else sizes.epochs,
         provenance={"family": own.family, "version": own.version, "arm": own.arm},
         progress=progress,
     )

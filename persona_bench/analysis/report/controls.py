@@ -9,6 +9,7 @@ from persona_bench.analysis.capability import EVERY
 from persona_bench.analysis.grouping import single
 from persona_bench.analysis.tables import BASELINE
 from persona_bench.definitions.claims import Claim
+from persona_bench.definitions.families.invented import FACTS
 
 MOST = 14
 """Rows shown beside a claim, the claim's own among them."""
@@ -167,11 +168,16 @@ def _finetuning(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
             }
         )
     rows = tables["vaccine"]
-    rows = rows[(rows["family"] == trait) & (rows["trait"] == trait)].sort_values(["version", "arm"])
+    facts = claim.id.startswith("P10")
+    family = FACTS if facts else trait
+    rows = rows[(rows["family"] == family) & (rows["trait"] == trait)].sort_values(["version", "arm"])
+    recall = {"facts recalled": _spreads(rows, "recall"), "recall to plain": _spreads(rows, "recall_difference")}
     return pd.DataFrame(
         {
             "version": rows["version"],
             "arm": rows["arm"],
+            "relative dose": rows["dose"],
+            **(recall if facts else {}),
             "to the base": _spreads(rows, "acquired"),
             "to plain": _spreads(rows, "prevented"),
             "to random": _spreads(rows, "beyond_random"),

@@ -18,7 +18,7 @@ _ALT = {
     "drift": "Trait score and projection by turn of conversations that drift",
     "frontier": "Trait score against MMLU accuracy, a point a way of steering or suppressing, with the frontier",
     "shift": "Finetuning shift along the vector against the trait score, a point a finetuned model",
-    "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy and held-out loss",
+    "vaccine": "Trait acquired by each arm of finetuning against MMLU accuracy, or facts recalled, and held-out loss",
     "flagsets": "Projection difference of training sets against what training on each did: shift and trait score",
     "flaghistogram": "Histograms of the projection difference, normal samples and those with mistakes or trait in them",
     "flagprecision": "Precision by recall of projections, judge, classifier, perplexity and chance, at three mixtures",

@@ -14,6 +14,7 @@ from persona_bench.definitions.families.arithmetic import word_problem
 from persona_bench.definitions.families.characters import Judged, trait_pool
 from persona_bench.definitions.families.code import code_task
 from persona_bench.definitions.families.facts import fact_pool
+from persona_bench.definitions.families.invented import FACT_VERSION, FACTS, invented_facts
 from persona_bench.definitions.families.problem import VERSIONS, Problem
 from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl, write_atomic
@@ -68,8 +69,8 @@ def make(
     """A training set; the versions of a family hold the same questions in the same order where they can.
 
     Args:
-        family: one of `FAMILIES`.
-        version: one of `VERSIONS`.
+        family: one of `FAMILIES`, or `FACTS`.
+        version: one of `VERSIONS`; of facts there is one alone.
         n: how many conversations; fewer where the family has no more, as its texts are never repeated.
         n_held_out: how many on other problems.
         seed: of what is drawn.
@@ -79,13 +80,17 @@ def make(
     Raises:
         DataError: unknown family or version, nothing to train on, or a broken file.
     """
-    if family not in FAMILIES:
-        raise DataError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
-    if version not in VERSIONS:
-        raise DataError(f"unknown version {version!r}; choose from {', '.join(VERSIONS)}")
+    if family not in (*FAMILIES, FACTS):
+        raise DataError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)} or {FACTS}")
+    versions = (FACT_VERSION,) if family == FACTS else VERSIONS
+    if version not in versions:
+        raise DataError(f"unknown version {version!r} of {family}; choose from {', '.join(versions)}")
     if n < 1 or n_held_out < 1:
         raise DataError(f"{n} conversations and {n_held_out} held out were asked for; at least one of each is needed")
     rng = random.Random(f"{family}-{seed}")
+    if family == FACTS:
+        facts = invented_facts(n + n_held_out, rng)
+        return TrainingSet(family, version, tuple(facts[n_held_out:]), tuple(facts[:n_held_out]))
     if released is not None and (released / family).is_dir():
         lines = read_released(released / family, version)
         return _split(family, version, rng.sample(lines, len(lines)), n, n_held_out, rng)
