@@ -427,11 +427,50 @@ def check(
 @click.option("--results", default="results", type=click.Path(path_type=Path), help="Folder of runs.", **SHOWN)
 @click.option("--out", default="paper_figures", type=click.Path(path_type=Path), help="Redrawn whole.", **SHOWN)
 def figures(results: Path, out: Path) -> None:
-    """Draw the figures of all runs under RESULTS anew, several models side by side, from their tables alone."""
+    """Draw the figures of all runs under RESULTS anew, several models side by side, from their tables alone.
+
+    Where some of them are published (`persona-bench publish`), those alone.
+    """
     from persona_bench.analysis.comparison import draw_results
 
     drawn = draw_results(results, out, _say)
     click.echo(f"{out}: {len(drawn)} files")
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--grader", required=True, callback=_some_grader, help=GRADER_HELP)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Results folder, not that of RUN.")
+def rejudge(run_folder: Path, grader: str, out: Path) -> None:
+    """Have another grader judge a finished run's responses again: which verdicts change?
+
+    RUN is OUT/<model>/<preset> of `run`, with its full logs. Nothing is generated, and the vectors stay. Writes a run
+    folder of its own, with grader_change.csv; interrupted, the same command goes on where it stopped.
+    """
+    from persona_bench import pipeline
+    from persona_bench.analysis.grader_change import CHANGE, counts, read_change
+
+    command = shlex.join(["persona-bench", *sys.argv[1:]])
+    folder, held = pipeline.rejudge(run_folder, grader, out, _say, command)
+    for warning in held["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{counts(read_change(folder / f'{CHANGE}.csv'))}.")
+    click.echo(f"Report: {folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
+@click.option("--allow-quick", is_flag=True, help="Also a run of preset quick, which git ignores under results/.")
+def publish(run_folder: Path, out: Path, allow_quick: bool) -> None:
+    """Write the curated form of a finished run, to be committed: tables, claims, report, vectors and logs' headers.
+
+    RUN is OUT/<model>/<preset> of `run` or `rejudge`. What is written names no path of this machine. Then
+    `persona-bench figures` and `make docs` bring figures and pages up to date.
+    """
+    from persona_bench.publishing import publish
+
+    click.echo(publish(run_folder, out, allow_quick))
 
 
 @main.command()
