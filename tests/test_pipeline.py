@@ -41,6 +41,7 @@ from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
+from persona_bench.vectors.vector import PersonaVector
 from tests.test_calibration import labels
 
 RUN = """
@@ -94,7 +95,9 @@ def _run(folder: Path, out: Path, cache: Path, **environment: str) -> str:
 
 def _tables(out: Path) -> dict[str, bytes]:
     paths = [*out.rglob("tables/*.csv"), *out.rglob("claims.csv"), *out.rglob("judge.json")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+    # A vector's file also names its logs, whose ids are new in every run.
+    vectors = {path.name: PersonaVector.load(path).hash.encode() for path in out.rglob("vectors/*.safetensors")}
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths} | vectors
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from persona_bench.definitions.traits import Trait
 from persona_bench.errors import DataError, RunError
 from persona_bench.files import file_lock, write_atomic
@@ -25,6 +23,7 @@ from persona_bench.pipeline.limits import by_log
 from persona_bench.pipeline.settings import Say, Settings, finished, run_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from inspect_ai.log import EvalLog
 
     from persona_bench.vectors.vector import PersonaVector
@@ -59,7 +58,9 @@ def rejudge(source: Path, grader: str, out: Path, say: Say, command: str = "") -
     """
     first = _read(source)
     names = {item.name for item in fields(Settings)}
-    told = {key: tuple(value) if isinstance(value, list) else value for key, value in first.items() if key in names}
+    told: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in first.items() if key in names
+    }
     settings = Settings(**{**told, "grader": grader})
     folder = run_folder(settings, out)
     if folder.resolve() == source.resolve():
@@ -200,6 +201,8 @@ class Rejudged(Run):
 
     def _choose_layers(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
         """As the new scores choose, else as the first run did."""
+        import pandas as pd
+
         table = pd.read_csv(self.source / "tables" / "vectors.csv", keep_default_na=False)
         table = table[table["chosen"].astype(str) == "True"]
         before = {str(trait): int(layer) for trait, layer in zip(table["trait"], table["layer"], strict=True)}

@@ -19,7 +19,7 @@ Made from `results/` by `make docs`; do not edit. Every number is a run's: its e
 of valid samples behind it. Rules and the paper's values stand in [claims.md](claims.md), logs and controls in each
 run's report."""
 NOTHING = "No run is committed under `results/` yet, so there is no finding to state."
-_GROUPS = (
+_GROUPS: tuple[tuple[str, str, set[str]], ...] = (
     ("What holds", "Supported on some model and trait, and contradicted on none.", {"supported"}),
     ("What does not hold", "Contradicted on some model and trait, and supported on none.", {"contradicted"}),
     (
