@@ -26,7 +26,6 @@ from inspect_ai.model import ModelConfig
 
 from persona_bench import pipeline
 from persona_bench.analysis.comparison import draw_results, published_runs, read_run
-from persona_bench.analysis.figures import Caption, draw_all
 from persona_bench.analysis.tables import build_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
 from persona_bench.cli import main
@@ -43,6 +42,8 @@ from tests.conftest import one_line, tiny_vector
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"/home/alice/weights/small-135m": 0, "org/other-1b": 1}
+FIGURES = ("claims", "mmlu", "steering_evil", "monitoring_evil")
+STAMP = "2026-01-02T03-04-05-00-00_task"
 REASON = "no vector: too few responses, 3 of 40"
 
 
@@ -52,7 +53,8 @@ def make_run(out: Path, model: str, seed: int, preset: str = "standard") -> Path
     samples = make_samples(World(traits=("evil",), seed=seed, questions=5, mmlu_questions=60, scripts=2))
     tables = build_tables(samples, resamples=50)
     claims = judge_claims(samples, tables, resamples=50)
-    logs = sorted({name for names in claims["log"] for name in str(names).split("; ") if "/" in name})
+    vectors = set(tables["vectors"]["vector_id"])
+    logs = sorted({name for names in claims["log"] for name in str(names).split("; ")} - {"", *vectors})
     held = {
         "model": model,
         "preset": preset,
@@ -63,16 +65,23 @@ def make_run(out: Path, model: str, seed: int, preset: str = "standard") -> Path
     held |= {"weights": {"model": {"family": "llama", "parameters": 1e8 * (1 + seed), "dtype": "bfloat16"}}}
     held |= {"command": f"persona-bench run --model {model} --out /home/alice/runs", "traits": ["evil"], "pages": []}
     held |= {"deviations": ["64 tokens a response"], "warnings": [], "vectors": {"evil": tiny_vector().hash}}
-    held |= {"logs": {name: {"file": f"logs/{i}/{i}.eval", "eval_id": f"id{seed}-{i}"} for i, name in enumerate(logs)}}
+    held |= {
+        "logs": {
+            name: {"file": f"logs/{i}/{STAMP}_{i}.eval", "eval_id": f"id{seed}-{i}"} for i, name in enumerate(logs)
+        }
+    }
     for i, name in enumerate(logs):
-        path = folder / f"logs/{i}/{i}.eval"
+        path = folder / f"logs/{i}/{STAMP}_{i}.eval"
         path.parent.mkdir(parents=True)
         write_eval_log(make_log(folder, name, f"id{seed}-{i}"), str(path))
     tiny_vector(provenance={**tiny_vector().provenance, "grader": "/home/alice/weights/g"}).save(
         folder / "vectors" / "evil.safetensors"
     )
     files = write_tables(tables, folder / "tables") + write_tables({"claims": claims}, folder)
-    drawn = draw_all({**tables, "claims": claims}, folder / "figures", Caption(model, preset, "g", "2026-01-02", 0))
+    drawn = [folder / "figures" / f"{name}.png" for name in FIGURES]
+    drawn[0].parent.mkdir()
+    for path in drawn:
+        path.touch()
     held["files"] = [str(path.relative_to(folder)) for path in [*files, *drawn]]
     (folder / "run.json").write_text(json.dumps(held))
     return folder
@@ -108,8 +117,14 @@ def root(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repository")
     for run in runs:
         publish(run, root / "results")
+    shutil.copytree(runs[0], root / "results" / "unpublished" / "quick")
     draw_results(root / "results", root / "paper_figures")
-    for name in ("README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("evals/*/README.md"))):
+    for name in (
+        "README.md",
+        "docs/claims.md",
+        "results/bench/h100-qwen2.5-7b-shape.json",
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("evals/*/README.md")),
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     write_pages(root)
@@ -244,20 +259,22 @@ def test_paths_are_taken_out_and_nothing_else(tmp_path: Path, text: str, expecte
     }
 
 
-def test_figures_come_from_the_published_runs_alone(runs: list[Path], root: Path, tmp_path: Path) -> None:
-    for run in runs[:1]:
-        shutil.copytree(root / "results", tmp_path / "results")
-        shutil.copytree(run, tmp_path / "results" / "unpublished" / "quick")
-    drawn = draw_results(tmp_path / "results", tmp_path / "again")
-    assert contents(tmp_path / "again") == contents(root / "paper_figures")
-    names = {path.stem for path in drawn}
+def test_figures_come_from_the_published_runs_alone(runs: list[Path], root: Path) -> None:
+    """They are a pure function of tables, claims and captions, and those are published byte by byte."""
+    for source in runs:
+        names = [path for path in (*source.glob("tables/*.csv"), source / "claims.csv")]
+        model = {"home--alice--weights--small-135m": "small-135m"}.get(source.parent.name, source.parent.name)
+        for path in names:
+            copy = root / "results" / model / "standard" / path.relative_to(source)
+            assert copy.read_bytes() == path.read_bytes()
+    names = {path.stem for path in (root / "paper_figures").iterdir()}
     assert {"coverage", "comparison-standard-claims", "comparison-standard-steering"} <= names
-    own = {Path(name).stem for name in contents(runs[0] / "figures")}
-    assert {f"small-135m-standard-{name}" for name in own} <= names
+    assert {f"small-135m-standard-{name}" for name in FIGURES} <= names
+    assert not [name for name in names if "alice" in name]
     assert set(pd.read_csv(root / "paper_figures" / "coverage.csv")["model"]) == {"small-135m", "org/other-1b"}
     report = root / "results" / "small-135m" / "standard" / "report.md"
     shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", report.read_text())
-    assert len(shown) == len(own) and all((report.parent / name).is_file() for name in shown)
+    assert len(shown) == len(FIGURES) and all((report.parent / name).is_file() for name in shown)
 
 
 def test_the_pages_say_what_the_runs_do(root: Path) -> None:
@@ -273,7 +290,7 @@ def test_the_pages_say_what_the_runs_do(root: Path) -> None:
                 assert told in page, (row["claim"], told)
     for link, base in ((findings, root / "docs"), (readme, root)):
         for name in re.findall(r"\]\(((?:\.\./)*(?:results|paper_figures|docs)/[^)#]*)", link):
-            assert (base / name).resolve().is_file() or not (ROOT / name).exists(), name
+            assert (base / name).resolve().is_file(), name
     assert len(re.findall(r"!\[[^\]]*\]\(paper_figures/", readme)) == 3
     steering = (root / "evals" / "trait_steering" / "README.md").read_text()
     assert "persona-bench run --model small-135m --out runs" in steering and "64 tokens a response" in steering
@@ -366,7 +383,7 @@ def test_no_result_is_typed_by_hand() -> None:
         line for line in re.split(r"(?<=[.;|])\s", text) if re.search(r"AUROC|kappa|\br =|verdicts? (is|are)", line)
     ]
     for sentence in said:
-        numbers = set(re.findall(r"\d*\.\d+", sentence)) - {"0.90", "0.80"}
+        numbers = set(re.findall(r"\d*\.\d+", sentence)) - {"0.90", "0.80", "94.7"}  # the last is the paper's
         assert not numbers, sentence
     for path in [*ROOT.glob("evals/*/README.md"), ROOT / "docs" / "findings.md"]:
         plain = without_made(path.read_text(encoding="utf-8"))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PART = r"[^\s/\\,;:=\"'`|()\[\]{}<>]+"
+# `weights+adapter`: where both are paths, each is one.
+_PART = r"(?:[^\s/\\,;:=+\"'`|()\[\]{}<>]|\+(?!/))+"
 # No fraction, address or `a/b`: what stands before a path is no part of a word, of an address or of another path.
 _START = r"(?:file://|(?<=persona/)|(?<![\w.:/~>)\]-]))"
 _ABSOLUTE = re.compile(rf"{_START}(?:~/|/{_PART}/)(?:{_PART}/?)*|(?<!\w)[A-Za-z]:\\(?:{_PART}\\?)+")

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from persona_bench.analysis.report.markdown import markdown_text
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, write_atomic
 from persona_bench.publishing.anonymous import Anonymous
+from persona_bench.vectors.vector import PersonaVector
 
 HEADERS = "log_headers"
 """Not `logs`: what resumes a run looks there for samples, and git ignores full logs."""
@@ -212,14 +213,19 @@ def header(path: Path, clean: Anonymous) -> Any:
 
 
 def _copy_vector(source: Path, target: Path, clean: Anonymous) -> None:
-    from persona_bench.vectors.vector import PersonaVector
-
-    vector = PersonaVector.load(source)
-    told = clean.value(dict(vector.provenance))
-    if told == vector.provenance:
-        write_atomic(target, source.read_bytes())
-    else:
-        replace(vector, provenance=told).save(target)
+    """Copy a vector file; where its provenance names paths, that alone is written anew, the same each time."""
+    provenance = PersonaVector.load(source).provenance
+    told, data = clean.value(dict(provenance)), source.read_bytes()
+    if told != provenance:
+        # A file opens with the length of its header, 8 bytes, little-endian; the tensors' places count from its end.
+        end = 8 + int.from_bytes(data[:8], "little")
+        head = json.loads(data[8:end])
+        head["__metadata__"]["provenance"] = json.dumps(told, sort_keys=True)
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        text = json.dumps(head, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        data = len(text).to_bytes(8, "little") + text + data[end:]
+    write_atomic(target, data)
 
 
 def _report(new: Path, target: Path, out: Path, told: Mapping[str, Any]) -> str:
