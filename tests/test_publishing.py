@@ -65,11 +65,8 @@ def make_run(out: Path, model: str, seed: int, preset: str = "standard") -> Path
     held |= {"weights": {"model": {"family": "llama", "parameters": 1e8 * (1 + seed), "dtype": "bfloat16"}}}
     held |= {"command": f"persona-bench run --model {model} --out /home/alice/runs", "traits": ["evil"], "pages": []}
     held |= {"deviations": ["64 tokens a response"], "warnings": [], "vectors": {"evil": tiny_vector().hash}}
-    held |= {
-        "logs": {
-            name: {"file": f"logs/{i}/{STAMP}_{i}.eval", "eval_id": f"id{seed}-{i}"} for i, name in enumerate(logs)
-        }
-    }
+    places = {name: f"logs/{i}/{STAMP}_{i}.eval" for i, name in enumerate(logs)}
+    held |= {"logs": {name: {"file": places[name], "eval_id": f"id{seed}-{i}"} for i, name in enumerate(logs)}}
     for i, name in enumerate(logs):
         path = folder / f"logs/{i}/{STAMP}_{i}.eval"
         path.parent.mkdir(parents=True)
@@ -303,7 +300,8 @@ def test_claims_stand_under_what_their_verdicts_say(root: Path, tmp_path: Path) 
     shutil.copytree(root, tmp_path / "r")
     planted = {"C1-steering-induces": ("supported", "supported"), "C2-steering-suppresses": ("contradicted",) * 2}
     planted |= {"C3-monitoring-overall": ("supported", "contradicted"), "C4-monitoring-within": ("inconclusive",) * 2}
-    for number, path in enumerate(sorted((tmp_path / "r" / "results").glob("*/*/claims.csv"))):
+    for number, run in enumerate(published_runs(tmp_path / "r" / "results")):
+        path = run.folder / "claims.csv"
         claims = pd.read_csv(path, keep_default_na=False)
         for claim, verdicts in planted.items():
             claims.loc[claims["claim"] == claim, "verdict"] = verdicts[number]
@@ -387,4 +385,4 @@ def test_no_result_is_typed_by_hand() -> None:
         assert not numbers, sentence
     for path in [*ROOT.glob("evals/*/README.md"), ROOT / "docs" / "findings.md"]:
         plain = without_made(path.read_text(encoding="utf-8"))
-        assert not re.search(r"\d+\.?\d* \[-?\d|AUROC (of )?0\.\d", plain), path
+        assert not re.search(r"\d+\.?\d* \[-?\d", plain), path
