@@ -27,6 +27,7 @@ check: setup
 # What is generated and committed; a test holds it to its source.
 docs: setup
 	$(BIN)/python -m persona_bench.definitions.claims_page docs/claims.md
+	$(BIN)/python -m persona_bench.publishing
 
 test: check
 	$(BIN)/python -m pytest -m "not long"

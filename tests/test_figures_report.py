@@ -15,7 +15,7 @@ from persona_bench.analysis.report import write_report
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.tables import BASELINE, Samples, build_tables, read_tables, write_tables
 from persona_bench.analysis.verdicts import judge_claims
-from persona_bench.cli import run
+from persona_bench.cli import main
 from persona_bench.definitions.claims import claim
 from tests.builders_samples import World, make_samples
 
@@ -189,13 +189,13 @@ def test_the_command_of_a_verdict_is_one_that_the_command_line_takes():
     record = run_record(model="a b", traits=["evil", "my trait.json"], extraction_filter="coded")
     words = shlex.split(rerun_command(record, claim("C5-steering-costs-capability"), "evil"))
     assert words[:2] == ["persona-bench", "run"]
-    context = run.make_context("run", words[2:])
+    context = main.commands["run"].make_context("run", words[2:])
     assert context.params["model"] == "a b" and context.params["traits"] == "evil"
     settings = pipeline.Settings(evals=tuple(context.params["evals"].split(",")), extraction_filter="coded")
     assert "mmlu_preservation" in settings.evals and context.params["rule"] == "coded"
     # A trait from a file is named by its path, which the row does not know: all traits run again.
     other = shlex.split(rerun_command(record, claim("C1-steering-induces"), "my trait"))
-    assert run.make_context("run", other[2:]).params["traits"] == "evil,my trait.json"
+    assert main.commands["run"].make_context("run", other[2:]).params["traits"] == "evil,my trait.json"
     assert rerun_command(record | {"model": ""}, claim("D3-raw-projection"), "evil") == ""
 
 

@@ -24,6 +24,7 @@ ROOMS = (
     ("evals",),
     ("persona_bench.pipeline",),
     ("persona_bench.checking",),
+    ("persona_bench.publishing",),
     ("persona_bench.cli",),
 )
 FIRST_WITH_INSPECT = 5

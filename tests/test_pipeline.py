@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
+from persona_bench.vectors.vector import PersonaVector
 from tests.test_calibration import labels
 
 RUN = """
@@ -93,7 +95,9 @@ def _run(folder: Path, out: Path, cache: Path, **environment: str) -> str:
 
 def _tables(out: Path) -> dict[str, bytes]:
     paths = [*out.rglob("tables/*.csv"), *out.rglob("claims.csv"), *out.rglob("judge.json")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+    # A vector's file also names its logs, whose ids are new in every run.
+    vectors = {path.name: PersonaVector.load(path).hash.encode() for path in out.rglob("vectors/*.safetensors")}
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths} | vectors
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +190,9 @@ def planted(model: Path, seed: int) -> Calibration:
     return Calibration("probe", trait, dataclasses.replace(never, bias=5.0), never)
 
 
-def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) -> Done:
-    """One run with everything small, labels too, in a cache of its own."""
+@contextmanager
+def small_world(home: Path, model: Path) -> Iterator[None]:
+    """Everything small, labels too, in a cache of its own; a grader named "twin" has another calibration."""
     quick = dataclasses.replace(
         presets.PRESETS["quick"],
         extraction_questions=4,
@@ -207,8 +212,6 @@ def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) ->
     def no_embeddings(_texts: Any) -> Any:
         raise AssetError("no network")
 
-    said: list[str] = []
-    settings = pipeline.Settings(model=str(model), grader=grader, traits=("evil",), evals=evals)
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         torch.set_num_threads(1)
@@ -226,12 +229,20 @@ def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) ->
             sys.modules["evals.judge_validity.judge_validity"],
         ):
             patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
+        yield
+    torch.set_num_threads(threads)
+
+
+def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) -> Done:
+    """One run in a small world."""
+    said: list[str] = []
+    settings = pipeline.Settings(model=str(model), grader=grader, traits=("evil",), evals=evals)
+    with small_world(home, model):
         held = pipeline.run(settings, home / "results", said.append)
         folder = pipeline.run_folder(settings, home / "results")
         work = pipeline.Run(settings, folder, said.append)
         work.load()
         planned = work._planned_responses(load_trait("evil"))
-    torch.set_num_threads(threads)
     return Done(folder, held, said, planned, read_logs(folder / "logs"))
 
 

@@ -30,6 +30,7 @@ from persona_bench.analysis.drawing import (
 )
 from persona_bench.analysis.figures import draw_all, verdict_matrix
 from persona_bench.analysis.tables import read_tables, write_tables
+from persona_bench.analysis.terminal import read_claims
 from persona_bench.analysis.verdicts import CLAIM_COLUMNS
 from persona_bench.errors import DataError
 from persona_bench.files import model_folder
@@ -52,6 +53,8 @@ class Run:
         caption: what stands under its figures.
         tables: with `claims` among them.
         facts: family, parameters and dtype of the model.
+        folder: where its files are.
+        held: its run.json.
     """
 
     model: str
@@ -59,6 +62,8 @@ class Run:
     caption: Caption
     tables: dict[str, pd.DataFrame]
     facts: dict[str, Any]
+    folder: Path
+    held: dict[str, Any]
 
     @property
     def stem(self) -> str:
@@ -69,31 +74,49 @@ class Run:
 def read_runs(results: Path) -> list[Run]:
     """The runs under RESULTS/<model>/<preset>/, sorted; folders without a run.json are no finished runs.
 
+    Where some are published (`persona-bench publish`), those alone: what lies beside them is not committed.
+
     Raises:
         DataError: there is none, or one is broken.
     """
-    runs = [_read(path) for path in sorted(results.glob("*/*/run.json"))]
+    runs = published_runs(results) or [read_run(path) for path in sorted(results.glob("*/*/run.json"))]
     if not runs:
         raise DataError(f"no run under {results}: none of its folders <model>/<preset> holds a run.json; make one with "
                         "`persona-bench run`")  # fmt: skip
     return runs
 
 
-def _read(path: Path) -> Run:
+def published_runs(results: Path) -> list[Run]:
+    """The published runs alone, smaller models first; none is no error."""
+    runs = [run for path in sorted(results.glob("*/*/run.json")) if _published(path) for run in [read_run(path)]]
+    return sorted(runs, key=lambda run: (run.facts["parameters"], run.stem))
+
+
+def _published(path: Path) -> bool:
+    """Whether a run.json says so; one that cannot be read is nobody's published run."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and bool(held.get("published"))
+
+
+def read_run(path: Path) -> Run:
+    """The run of a run.json.
+
+    Raises:
+        DataError: it, its claims or its tables cannot be read.
+    """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         facts = {name: str(held[name]) for name in ("model", "preset", "grader", "date")}
         seed, about = int(held["seed"]), model_facts(held)
-        claims = pd.read_csv(path.parent / "claims.csv", keep_default_na=False, na_values=_NUMBERS)
-        claims = claims.loc[:, [*CLAIM_COLUMNS]]
+        claims = read_claims(path.parent / "claims.csv").loc[:, [*CLAIM_COLUMNS]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the run of {path}: {error}; remove its folder or run it again") from error
     caption = Caption(facts["model"], facts["preset"], facts["grader"], facts["date"], seed)
     tables = {**read_tables(path.parent / "tables"), "claims": claims}
-    return Run(facts["model"], facts["preset"], caption, tables, about)
-
-
-_NUMBERS = {name: [""] for name in ("estimate", "ci_low", "ci_high", "p_holm")}
+    return Run(facts["model"], facts["preset"], caption, tables, about, path.parent, held)
 
 
 def draw_results(results: Path, out: Path, say: Callable[[str], None] | None = None) -> list[Path]:

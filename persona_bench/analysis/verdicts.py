@@ -601,7 +601,9 @@ def _cosines(run: _Run, claim: Claim, trait: str) -> Finding:
     verdict = "supported" if (signed > least).all() else "contradicted" if (signed < -least).any() else "inconclusive"
     seen = ", ".join(f"{row['other']} {row['cosine']:.2f}" for _, row in pairs.iterrows())
     reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
-    return Finding(verdict, reason, float(signed.mean()), n=len(pairs))
+    vectors = run.tables["vectors"].drop_duplicates("trait").set_index("trait")["vector_id"]
+    behind = "; ".join(str(vectors[name]) for name in (trait, *pairs["other"]) if name in vectors.index)
+    return Finding(verdict, reason, float(signed.mean()), n=len(pairs), log=behind)
 
 
 def _judge_valid(run: _Run, claim: Claim, trait: str) -> Finding:

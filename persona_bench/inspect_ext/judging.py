@@ -21,7 +21,9 @@ from persona_bench.files import atomic_path, read_jsonl
 from persona_bench.inspect_ext.judge import judge_panel, trait_judge
 
 if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
     from inspect_ai.model import Model
+    from inspect_ai.scorer import Scorer
 
 COLUMNS = ("index", "score", "status", "coherence", "method", "reason")
 STATUS_NAMES = {"unscored": "failed"}  # the word the command line uses
@@ -118,9 +120,26 @@ def judge_log(
         DataError: the log cannot be read or holds no samples, or the output cannot be written.
         RunError: the grader cannot judge this trait, or not at all.
     """
-    from inspect_ai import score
-    from inspect_ai.log import read_eval_log, write_eval_log
-    from inspect_ai.model import ModelConfig
+    from inspect_ai.log import write_eval_log
+
+    judged = rescored(full_log(source), graders, trait_judge(trait, method))
+    with atomic_path(target) as temporary:
+        write_eval_log(judged, str(temporary), format="eval")
+    counts: Counter[str] = Counter()
+    for sample in judged.samples or []:
+        for found in (sample.scores or {}).values():
+            status = str((found.metadata or {}).get("status", "unscored"))
+            counts[STATUS_NAMES.get(status, status)] += 1
+    return counts
+
+
+def full_log(source: Path) -> EvalLog:
+    """A log with its samples.
+
+    Raises:
+        DataError: it cannot be read, or holds headers only.
+    """
+    from inspect_ai.log import read_eval_log
 
     try:
         log = read_eval_log(str(source))
@@ -129,12 +148,20 @@ def judge_log(
         raise DataError(f"cannot read log {source}: {type(error).__name__}; is it an Inspect .eval file?") from error
     if not log.samples:
         raise DataError(f"log {source} holds no samples; judge a full log, not one with headers only")
+    return log
+
+
+def rescored(log: EvalLog, graders: Sequence[Model], scorer: Scorer) -> EvalLog:
+    """The log with what a scorer gives under other graders, which its header then names; nothing is generated."""
+    from inspect_ai import score
+    from inspect_ai.model import ModelConfig
+
     # Inspect opens every model that the log names in a role, and keeps their names in the new log.
     others = {role: bound for role, bound in (log.eval.model_roles or {}).items() if role != "grader"}
     log.eval.model_roles = None
     judged = score(
         log,
-        trait_judge(trait, method),
+        scorer,
         model="none/none",
         model_roles={"grader": list(graders)},
         action="overwrite",
@@ -146,14 +173,24 @@ def judge_log(
         for model in graders
     ]
     judged.eval.model_roles = {**others, "grader": configs if len(configs) > 1 else configs[0]}
-    with atomic_path(target) as temporary:
-        write_eval_log(judged, str(temporary), format="eval")
-    counts: Counter[str] = Counter()
-    for sample in judged.samples or []:
-        for found in (sample.scores or {}).values():
-            status = str((found.metadata or {}).get("status", "unscored"))
-            counts[STATUS_NAMES.get(status, status)] += 1
-    return counts
+    return judged
+
+
+def scorer_of(log: EvalLog) -> Scorer | None:
+    """The scorer of one of the suite's logs, with the method left to the grader; None where no grader is asked."""
+    from persona_bench.inspect_ext.finetuned import by_kind
+    from persona_bench.inspect_ext.flagging import flag_score
+
+    makers: dict[str, Callable[..., Scorer]] = {
+        "trait_judge": trait_judge,
+        "by_kind": by_kind,
+        "flag_score": flag_score,
+    }
+    for spec in log.eval.scorers or []:
+        name = spec.name.rpartition("/")[2]
+        if name in makers:
+            return makers[name](**{**(spec.options or {}), "method": "auto"})
+    return None
 
 
 def _plain(model_args: dict[str, Any]) -> dict[str, Any]:

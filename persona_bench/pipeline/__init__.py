@@ -1,9 +1,11 @@
 """The main job: eval sets, vectors, tables, verdicts, figures and report, each step done only if it is missing.
 
-`settings` says what is asked; `core`, `limits` and `training` hold the stages; `job` puts them in order.
+`settings` says what is asked; `core`, `limits` and `training` hold the stages; `job` puts them in order; `rejudging`
+has another grader judge what a run left.
 """
 
 from persona_bench.pipeline.job import Checked, Run, check_evals, extract_one, run
+from persona_bench.pipeline.rejudging import rejudge
 from persona_bench.pipeline.settings import (
     ALL_EVALS,
     CORE_EVALS,
@@ -29,6 +31,7 @@ __all__ = [
     "extract_one",
     "finished",
     "model_spec",
+    "rejudge",
     "run",
     "run_folder",
 ]

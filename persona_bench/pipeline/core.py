@@ -54,7 +54,6 @@ class Core:
 
     def load(self) -> None:
         """Open the model under test and the graders."""
-        from persona_bench.inspect_ext.judging import open_graders
         from persona_bench.models.loading import load
         from persona_bench.models.worker import WORKER
 
@@ -64,6 +63,12 @@ class Core:
         self.loaded = load(name)
         self.engine = WORKER.engine(self.loaded)
         self.model = f"persona/{name}"
+        self.load_graders()
+
+    def load_graders(self) -> None:
+        """Open the graders; local ones are loaded."""
+        from persona_bench.inspect_ext.judging import open_graders
+
         self.graders = [model_spec(name.strip()) for name in self.settings.grader.split(",") if name.strip()]
         open_graders([spec for spec in self.graders if not spec.startswith("persona/")])
         for spec in self.graders:
@@ -80,8 +85,22 @@ class Core:
                     "such as --grader openai/gpt-4.1-mini-2025-04-14"
                 )
         self.say(f"loading grader {name}")
-        if load(name).weights_hash == self.loaded.weights_hash:
+        if load(name).weights_hash == self._weights()["model"]["sha256"]:
             self.record.warnings.append("the grader is the model under test: it judges itself")
+
+    def _weights(self) -> dict[str, Any]:
+        """What is under test, for run.json."""
+        return {
+            "model": {
+                "name": self.loaded.name,
+                "source": self.loaded.source,
+                "sha256": self.loaded.weights_hash,
+                "dtype": str(self.loaded.dtype).removeprefix("torch."),
+                "device": str(self.loaded.device),
+                "family": str(self.loaded.model.config.model_type),
+                "parameters": sum(part.numel() for part in self.loaded.model.parameters()),
+            }
+        }
 
     def _wants(self, name: str) -> bool:
         asked = self.settings.evals
@@ -126,6 +145,10 @@ class Core:
         if not self._wants("judge_validity"):
             return
         self._eval_set("judge", [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)])
+        self.write_gate()
+
+    def write_gate(self) -> None:
+        """Say and write which traits the judge may decide about, from the logs of `judge_validity`."""
         gate = self._gate()
         for trait, found in gate.items():
             self.say(
@@ -266,14 +289,7 @@ class Core:
 
     def _choose_layers(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
         """The layer chosen on the select half of the steering questions, else the middle of those swept."""
-        from persona_bench.analysis.samples import collect
-        from persona_bench.analysis.tables import build_tables, chosen_layers
-
-        samples = collect(self._logs(), [], self._filter)
-        tables = build_tables(samples, seed=self.settings.seed, resamples=1)
-        chosen = {
-            trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()
-        }
+        chosen = self._steered_layers()
         swept = self.preset.layers(self.loaded.n_layers)
         for trait in vectors:
             if trait not in chosen:
@@ -283,6 +299,15 @@ class Core:
                     "serves monitoring and MMLU"
                 )
         return chosen
+
+    def _steered_layers(self) -> dict[str, int]:
+        """Trait -> the layer that steering chose on the select half, of those where it chose one."""
+        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.tables import build_tables, chosen_layers
+
+        samples = collect(self._logs(), [], self._filter)
+        tables = build_tables(samples, seed=self.settings.seed, resamples=1)
+        return {trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()}
 
     @property
     def _filter(self) -> Any:

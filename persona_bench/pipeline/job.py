@@ -11,12 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_bench.errors import AssetError, ExtractionError
+from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, write_atomic
-from persona_bench.pipeline.settings import VERSIONED, Say, Settings, finished, model_spec, run_folder
+from persona_bench.pipeline.settings import VERSIONED, Say, Settings, finished, is_published, model_spec, run_folder
 from persona_bench.pipeline.training import Training
 
 if TYPE_CHECKING:
+    import pandas as pd
     from inspect_ai.log import EvalLog
 
     from persona_bench.analysis.baselines import Embed
@@ -38,6 +39,12 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
     """
     from persona_bench.models.loading import resolve
 
+    folder = run_folder(settings, out)
+    if is_published(folder) and finished(settings, out) is None:
+        raise RunError(
+            f"{folder} holds a published run with other settings, or made by another version, and none of its "
+            "responses; choose another --out"
+        )
     # Weights that cannot be had leave no folder behind.
     resolve(model_spec(settings.model).removeprefix("persona/"))
     if settings.corpus:
@@ -45,7 +52,6 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
 
         # A file that is not there is said before the run, not hours after.
         find_sources([item.strip() for item in settings.corpus.split(",")])
-    folder = run_folder(settings, out)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
         held = finished(settings, out)
@@ -172,7 +178,8 @@ class Run(Training):
             no_vector=self.record.no_vector,
         )
         files = write_tables(tables, self.folder / "tables")
-        files += write_tables({"claims": claims}, self.folder)
+        beside = self.compare(claims)
+        files += write_tables({"claims": claims, **beside}, self.folder)
         self.record.warnings += [
             vector.provenance["warning"] for vector in vectors.values() if vector.provenance["warning"]
         ]
@@ -185,12 +192,17 @@ class Run(Training):
             seed=self.settings.seed,
         )
         figures = draw_all({**tables, "claims": claims}, self.folder / "figures", caption)
-        report = write_report(self.folder, held, tables, claims, figures)
+        report = write_report(self.folder, held, {**tables, **beside}, claims, figures)
         pages = [self.folder / page for page in held["pages"]]
         paths = [*files, *figures, *report, *pages, *map(self._vector_path, vectors)]
         held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
         write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
         return held
+
+    def compare(self, claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
+        """Tables that hold the verdicts beside others, by name; a run by itself has none."""
+        del claims
+        return {}
 
     def _with_baselines(self, samples: Samples) -> Samples:
         """Trivial judges of the same labelled answers, text-only monitors of the same prompts, text classifiers."""
@@ -242,17 +254,7 @@ class Run(Training):
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "command": self.command,
             "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-            "weights": {
-                "model": {
-                    "name": self.loaded.name,
-                    "source": self.loaded.source,
-                    "sha256": self.loaded.weights_hash,
-                    "dtype": str(self.loaded.dtype).removeprefix("torch."),
-                    "device": str(self.loaded.device),
-                    "family": str(self.loaded.model.config.model_type),
-                    "parameters": sum(part.numel() for part in self.loaded.model.parameters()),
-                }
-            },
+            "weights": self._weights(),
             "vectors": {name: vector.hash for name, vector in sorted(vectors.items())},
             "logs": {
                 name: {"file": _relative(log.location, root), "eval_id": log.eval.eval_id}
@@ -261,15 +263,19 @@ class Run(Training):
             "pages": sorted(str(page.relative_to(self.folder)) for page in self.folder.glob("flagging/*/flagged.html")),
             "timings": self.record.timings,
             "warnings": sorted(set(self.record.warnings)),
-            "deviations": [
-                f"{self.preset.max_tokens} tokens a response at temperature {self.preset.temperature}; "
-                "the paper uses up to 1,000 at temperature 1",
-                "steering strengths are set as relative doses |alpha v| / mean |h|, the same for every layer; "
-                "the paper's coefficients stand beside them",
-                f"vectors from {self.preset.extraction_questions} questions x 5 instruction pairs x "
-                f"{self.preset.extraction_rollouts} rollouts a side; the paper uses 20 x 5 x 10",
-            ],
+            "deviations": self._deviations(),
         }
+
+    def _deviations(self) -> list[str]:
+        """Where the run leaves the paper."""
+        return [
+            f"{self.preset.max_tokens} tokens a response at temperature {self.preset.temperature}; "
+            "the paper uses up to 1,000 at temperature 1",
+            "steering strengths are set as relative doses |alpha v| / mean |h|, the same for every layer; "
+            "the paper's coefficients stand beside them",
+            f"vectors from {self.preset.extraction_questions} questions x 5 instruction pairs x "
+            f"{self.preset.extraction_rollouts} rollouts a side; the paper uses 20 x 5 x 10",
+        ]
 
 
 def _relative(location: str, root: Path) -> str:

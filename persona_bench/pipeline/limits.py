@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,6 @@ class Limits(Core):
         self, trait: Trait, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector], layers: dict[str, int]
     ) -> dict[str, list[dict[str, Any]]]:
         """What one pass over the trait's responses tells; kept, and made again only where what is behind it changed."""
-        from persona_bench.vectors.sensitivity import SAME_NUMBER
         from persona_bench.vectors.variants import kept_rows, read_trait
 
         own, described, ids = self._responses(trait, logs)
@@ -168,10 +168,17 @@ class Limits(Core):
             )
 
         rows = kept_rows(self.folder / "limits" / f"{trait.name}.json", {**behind, **settings}, make)
-        own_log, *other_log = ids
+        return by_log(rows, list(ids))
 
-        def log_of(row: dict[str, Any]) -> str:
-            described_by = other_log and row.get("aspect") == "description" and not row["setting"].endswith(SAME_NUMBER)
-            return other_log[0] if described_by else own_log
 
-        return {name: [{**row, "log": log_of(row)} for row in found] for name, found in rows.items()}
+def by_log(rows: Mapping[str, list[dict[str, Any]]], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The rows with the log that each was read from: the trait's own, or that of its other descriptions."""
+    from persona_bench.vectors.sensitivity import SAME_NUMBER
+
+    own_log, *other_log = names
+
+    def log_of(row: dict[str, Any]) -> str:
+        described_by = other_log and row.get("aspect") == "description" and not row["setting"].endswith(SAME_NUMBER)
+        return other_log[0] if described_by else own_log
+
+    return {name: [{**row, "log": log_of(row)} for row in found] for name, found in rows.items()}

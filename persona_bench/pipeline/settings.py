@@ -106,3 +106,9 @@ def finished(settings: Settings, out: Path) -> dict[str, Any] | None:
     if held.get("fingerprint") != settings.fingerprint:
         return None
     return held if all((path.parent / name).exists() for name in held["files"]) else None
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds the curated form of a run (`persona-bench publish`), which has no responses."""
+    path = folder / "run.json"
+    return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("published"))

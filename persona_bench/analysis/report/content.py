@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from persona_bench.analysis.drawing import slug
+from persona_bench.analysis.grader_change import CHANGE, counts
 from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
@@ -111,6 +112,17 @@ _LIMITS = (
     "An inconclusive verdict is no evidence of absence, least of all in a small preset.",
     "Goal-directed deception, sandbagging, self-preservation and instrumental convergence are tried in short forced "
     "choices alone (stated_limits): that one is seen there does not show that it would be seen elsewhere.",
+)
+_REPRODUCTION = (
+    "On the same machine with the same package versions, on CPU in bfloat16, the same command gives the same bytes: "
+    "every table, claims.csv, judge.json and the numbers of every vector. Tests hold it.",
+    "What differs even there: dates and timings in run.json, names, ids and usage in logs, and so the log ids that a "
+    "vector's file and run.json name.",
+    "On another machine, on a GPU or in float32, responses are sampled from numbers that differ in their last digits: "
+    "expect scores, counts of outcomes, estimates, intervals, p values, vectors and chosen layers within the intervals "
+    "and not the same, and a verdict near its threshold may change.",
+    "The same everywhere: questions, prompts, conditions, cells and their relative doses, halves, seeds, how many "
+    "responses are asked for, labelled answers, the paper's values and the rules of all claims.",
 )
 
 
@@ -316,6 +328,11 @@ def _log_lines(names: str, run: Mapping[str, Any]) -> list[str]:
         entry = held.get(name)
         known = isinstance(entry, Mapping)
         lines.append(f"{name}: eval {entry.get('eval_id')}, {entry.get('file')}" if known and entry else name)
+        # A number read off a vector names the vector, which was made from the log of its elicitation.
+        for trait, sha256 in (run.get("vectors") or {}).items():
+            if str(sha256).startswith(name):
+                lines[-1] = f"vector {trait}, sha256 {name}..."
+                lines += _log_lines(f"trait_elicitation/{trait}", run)
     return lines
 
 
@@ -371,10 +388,12 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
         for _, row in in_use.iterrows()
     ]
     sections = [
+        *([_second_grader(run, tables[CHANGE])] if CHANGE in tables else []),
         Section("Figures", list(images) or [Text("No figure was drawn.")]),
         Section("Method", [Items(_METHOD)]),
         Section("Judge validity", [Items(checked) if checked else Text("The judge was not checked.")]),
         Section("Limits", [Items(_LIMITS)]),
+        Section("Reproduction", [Items(_REPRODUCTION)]),
     ]
     deviations = [str(text) for text in run.get("deviations") or []]
     if deviations:
@@ -385,6 +404,17 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
     shown = [_cut(Table(title, tables[name]), name) for name, title in _TABLES.items() if len(tables[name])]
     sections.append(Section("Tables", shown or [Text("Nothing was measured.")]))
     return [*sections, Section("Provenance", _provenance(run))]
+
+
+def _second_grader(run: Mapping[str, Any], change: pd.DataFrame) -> Section:
+    """What another grader says of the same responses."""
+    told = run.get("rejudged") or {}
+    blocks: list[Block] = [Text(f"{counts(change)}. First: {told.get('grader', 'unnamed')}; second: {run['grader']}.")]
+    blocks.append(Items([str(text) for text in told.get("stays", [])]))
+    changed = change[change["changed"].astype(str) == "True"]
+    if len(changed):
+        blocks.append(Table("Verdicts that changed", changed.drop(columns="changed")))
+    return Section("A second grader", [*blocks, _cut(Table("All verdicts by both", change), CHANGE)])
 
 
 def _cut(table: Table, name: str) -> Table:

@@ -18,7 +18,7 @@ MOST_CELLS = 120
 _MARKUP = re.compile(r"([\\`*_\[\]|!~$#])")
 
 
-def _md(text: object) -> str:
+def md(text: object) -> str:
     """Text that no Markdown reader takes for markup, for HTML, or for the mention of a person."""
     flat = " ".join(str(text).split())
     escaped = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -26,33 +26,33 @@ def _md(text: object) -> str:
 
 
 def _md_table(frame: pd.DataFrame) -> str:
-    head = [_md(column) for column in frame.columns]
+    head = [md(column) for column in frame.columns]
     lines = [head, ["---"] * len(head)]
-    lines += [[_md(number(value)) for value in row] for row in frame.itertuples(index=False, name=None)]
+    lines += [[md(number(value)) for value in row] for row in frame.itertuples(index=False, name=None)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _md_block(block: Block, folder: Path) -> str:
     if isinstance(block, Text):
-        return _md(block.text)
+        return md(block.text)
     if isinstance(block, Items):
-        return "\n".join(f"- {_md(item)}" for item in block.items)
+        return "\n".join(f"- {md(item)}" for item in block.items)
     if isinstance(block, Code):
-        return _fenced(block.text)
+        return fenced(block.text)
     if isinstance(block, Image):
         where = Path(os.path.relpath(block.path, folder)).as_posix()
-        return f"![{_md(block.alt)}]({quote(where)})"
+        return f"![{md(block.alt)}]({quote(where)})"
     note, most = block.note, min(MOST_ROWS, MOST_CELLS // max(1, len(block.frame.columns)))
     if len(block.frame) > most:
         note = f"The first {most} rows; report.html has more, and the CSV file all."
-    return _folded(block.title, "\n\n".join(filter(None, (_md_table(block.frame.head(most)), _md(note)))))
+    return _folded(block.title, "\n\n".join(filter(None, (_md_table(block.frame.head(most)), md(note)))))
 
 
 def _folded(title: str, inside: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>\n\n{inside}\n\n</details>"
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """A fence longer than any run of backticks inside cannot be closed by the text."""
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -78,7 +78,7 @@ def _claims(rows: list[ClaimRow]) -> str:
 def _details(rows: list[ClaimRow]) -> str:
     """Statement and rule of one claim, then the controls and the command of each of its verdicts."""
     first = rows[0]
-    parts = [f"**{_md(first.id)}**: {_md(first.statement)}"]
+    parts = [f"**{md(first.id)}**: {md(first.statement)}"]
     if first.claim is not None:
         facts = (
             ("Section", first.claim.section),
@@ -87,13 +87,13 @@ def _details(rows: list[ClaimRow]) -> str:
             ("Not testable when", first.claim.not_testable_when),
             ("Samples needed", str(first.claim.min_n)),
         )
-        parts.append("\n".join(f"- {name}: {_md(value)}" for name, value in facts))
+        parts.append("\n".join(f"- {name}: {md(value)}" for name, value in facts))
     for row in rows:
-        logs = f" Logs: {_md('; '.join(row.logs))}." if row.logs else ""
-        parts.append(f"{_md(row.trait)}, {_md(row.verdict)}: {_md(row.spread)}, n {row.n}.{logs}")
+        logs = f" Logs: {md('; '.join(row.logs))}." if row.logs else ""
+        parts.append(f"{md(row.trait)}, {md(row.verdict)}: {md(row.spread)}, n {row.n}.{logs}")
         parts += [_md_table(row.controls)] if len(row.controls) else []
     if first.command:
-        parts.append(f"{_md(first.trait)} again (other traits alike):\n\n{_fenced(first.command)}")
+        parts.append(f"{md(first.trait)} again (other traits alike):\n\n{fenced(first.command)}")
     return "\n\n".join(parts)
 
 
@@ -103,7 +103,7 @@ def _left(rows: list[ClaimRow]) -> str:
     for row in rows:
         lines.setdefault((row.id, row.statement, row.reason), []).append(row.trait)
     return "\n".join(
-        f"- **{_md(claim_id)}** ({_md(', '.join(traits))}): {_md(statement)} {_md(reason.capitalize())}."
+        f"- **{md(claim_id)}** ({md(', '.join(traits))}): {md(statement)} {md(reason.capitalize())}."
         for (claim_id, statement, reason), traits in lines.items()
     )
 
@@ -112,14 +112,14 @@ def markdown_text(report: Report, folder: Path) -> str:
     """The report as Markdown; pictures are linked as they lie relative to `folder`."""
     ran = [row for row in report.rows if row.verdict != "not run"]
     rest = [row for row in report.rows if row.verdict == "not run"]
-    parts = [f"# {_md(report.title)}"]
-    parts += [f"> **Warning:** {_md(text)}" for text in report.warnings]
-    parts += ["## Claims", f"{_md(report.tally.capitalize())}.", _claims(ran)]
+    parts = [f"# {md(report.title)}"]
+    parts += [f"> **Warning:** {md(text)}" for text in report.warnings]
+    parts += ["## Claims", f"{md(report.tally.capitalize())}.", _claims(ran)]
     if ran:
         by_claim = [_details(list(rows)) for _, rows in groupby(ran, key=lambda row: row.id)]
         parts.append(_folded("Rules, controls, logs and commands", "\n\n".join(by_claim)))
     parts += [_folded(f"Not run ({len(rest)})", _left(rest))] if rest else []
     for section in report.sections:
-        parts.append(f"## {_md(section.title)}")
+        parts.append(f"## {md(section.title)}")
         parts += [_md_block(block, folder) for block in section.blocks]
     return "\n\n".join(parts) + "\n"

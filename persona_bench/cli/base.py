@@ -1,0 +1,69 @@
+"""What every command shares: the group that turns errors into one line and exit code 2, options, output."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from persona_bench.errors import DataError, PersonaBenchError
+
+SHOWN: dict[str, Any] = {"show_default": True}
+GRADER_HELP = "Inspect model or local weights that judge; several, comma-separated, are a panel."
+
+
+class _Group(click.Group):
+    """Turns the errors a user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PersonaBenchError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            _fail(
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another --out"
+            )
+
+
+def _fail(message: str) -> None:
+    click.echo(f"persona-bench: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def say(message: str) -> None:
+    """A line about what happens; results alone go to stdout."""
+    click.echo(message, err=True)
+
+
+def some_grader(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """The value of --grader, if it names any."""
+    if not any(name.strip() for name in value.split(",")):
+        raise DataError(f"--grader {value!r} names no grader; {GRADER_HELP}")
+    return value
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="persona-bench")
+def main() -> None:
+    """Measure what persona vectors can and cannot do."""
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A table as wide as the terminal, or 160 columns where there is none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, as names and reasons may hold what rich takes for markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,103 @@
+"""docs/findings.md: what holds, what does not, what could not be tested and why, over all published runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from persona_bench.analysis.comparison import Run
+from persona_bench.analysis.report.markdown import md
+from persona_bench.definitions.claims import Claim
+from persona_bench.publishing import regraded
+from persona_bench.publishing.notes import filled
+from persona_bench.publishing.words import MEASURED, label, paper, ran, reasons, rows_of, sentence, tally, traits_of
+
+_HEAD = """# Findings
+
+Made from `results/` by `make docs`; do not edit. Every number is a run's: its estimate, its 95 % interval, the number
+of valid samples behind it. Rules and the paper's values stand in [claims.md](claims.md), logs and controls in each
+run's report."""
+NOTHING = "No run is committed under `results/` yet, so there is no finding to state."
+_GROUPS: tuple[tuple[str, str, set[str]], ...] = (
+    ("What holds", "Supported on some model and trait, and contradicted on none.", {"supported"}),
+    ("What does not hold", "Contradicted on some model and trait, and supported on none.", {"contradicted"}),
+    (
+        "What holds here and not there",
+        "Supported on some model or trait and contradicted on another.",
+        {"supported", "contradicted"},
+    ),
+    (
+        "What these runs cannot tell",
+        "Measured, but every interval reaches over the threshold: no evidence for or against.",
+        set(),
+    ),
+)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The page as Markdown."""
+    if not runs:
+        return f"{_HEAD}\n\n{NOTHING}\n"
+    claims = ran(runs)
+    parts = [_HEAD, "Runs: " + "; ".join(_about(run) for run in runs) + "."]
+    decided = {claim.id: _verdicts(claim, runs) for claim in claims}
+    for title, words, wanted in _GROUPS:
+        some = [
+            claim
+            for claim in claims
+            if decided[claim.id] & set(MEASURED) and decided[claim.id] & {"supported", "contradicted"} == wanted
+        ]
+        if some:
+            parts += [f"## {title}", words, "\n".join(_bullet(claim, runs) for claim in some)]
+    parts += ["## What could not be tested, and why", *(part for run in runs for part in _untested(run))]
+    parts += list(_grader_part(runs))
+    parts += list(_notes(runs))
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(run: Run) -> str:
+    folder = f"../results/{run.folder.parent.name}/{run.folder.name}"
+    return f"[{md(label(run))}]({folder}/report.md), graded by {md(run.caption.grader)}, {md(run.caption.date)}"
+
+
+def _verdicts(claim: Claim, runs: Sequence[Run]) -> set[str]:
+    return {str(verdict) for run in runs for verdict in rows_of(run, claim)["verdict"]}
+
+
+def _bullet(claim: Claim, runs: Sequence[Run]) -> str:
+    said = [f"{md(label(run))}: {sentence(rows_of(run, claim))}" for run in runs if len(rows_of(run, claim))]
+    said += [f"Measured: {md(claim.statistic)}", f"The paper: {paper(claim, traits_of(runs), '; ')}"]
+    counts = tally(pd.concat([rows_of(run, claim) for run in runs]))
+    lines = "".join(f"\n  - {line}" for line in said)
+    return f"- **{md(claim.statement)}** ([{claim.id}](claims.md#{claim.id.lower()}); {counts}){lines}"
+
+
+def _untested(run: Run) -> Iterator[str]:
+    claims = run.tables["claims"]
+    rows = claims[claims["verdict"] == "not testable"]
+    yield f"### {md(label(run))}"
+    if rows.empty:
+        yield "Every claim that was run could be tested."
+    else:
+        yield "\n".join(f"- {line}" for line in reasons(rows))
+    left = claims[claims["verdict"] == "not run"]
+    if len(left):
+        yield "Not run:\n\n" + "\n".join(f"- {line}" for line in reasons(left))
+
+
+def _grader_part(runs: Sequence[Run]) -> Iterator[str]:
+    said = [(run, told) for run in runs for told in regraded.told(run)]
+    if said:
+        yield "## What another grader says of the same responses"
+        for run, told in said:
+            yield f"### {md(label(run))}\n\n{told}"
+
+
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    said = [(run, filled(run)) for run in runs]
+    if any(text for _, text in said):
+        yield "## Looked into"
+        for run, text in said:
+            if text:
+                yield f"### {md(label(run))}\n\n{text}"

@@ -1,0 +1,67 @@
+"""How the judge of the published runs did on the labelled answers that calibrated nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from persona_bench.analysis.comparison import Run
+from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.tables import BASELINE
+from persona_bench.publishing.words import label, table
+
+NOTHING = (
+    "No published run holds the figures of its judge yet; `persona-bench run --evals judge_validity` measures them."
+)
+_HEAD = (
+    *("trait", "n", "AUROC", "balanced accuracy", "clear pairs", "AUROC, real responses only"),
+    *("best trivial judge (AUROC)", "gate"),
+)
+
+
+def text(runs: Sequence[Run]) -> str:
+    """A table a grader, of the run that judged most traits with it."""
+    best: dict[str, tuple[Run, pd.DataFrame]] = {}
+    for run in runs:
+        rows = in_use(run)
+        if len(rows) > len(best.get(run.caption.grader, (run, rows.iloc[:0]))[1]):
+            best[run.caption.grader] = run, rows
+    return "\n\n".join(part for run, rows in best.values() for part in _grader(run, rows)) or NOTHING
+
+
+def in_use(run: Run) -> pd.DataFrame:
+    """The judge in use, a row a trait, on the half that calibrated nothing."""
+    judge = run.tables["judge"]
+    chosen = judge["chosen"].astype(str) == "True"
+    return judge[chosen & (judge["half"] == "report") & (judge["source"] == "all")]
+
+
+def _grader(run: Run, rows: pd.DataFrame) -> Iterator[str]:
+    yield f"`{run.caption.grader}` in the run of {md(label(run))}:"
+    yield table(_HEAD, [_row(run, row) for _, row in rows.iterrows()])
+    failed = [str(row["trait"]) for _, row in rows.iterrows() if str(row["passes"]) != "True"]
+    if failed:
+        yield f"Claims about {md(', '.join(failed))} are `not testable` with this grader."
+
+
+def _row(run: Run, row: pd.Series) -> list[str]:
+    judge = run.tables["judge"]
+    same = (judge["trait"] == row["trait"]) & (judge["half"] == "report")
+    real = judge[same & (judge["grader"] == row["grader"]) & (judge["source"] == "model")].dropna(subset=["auroc"])
+    trivial = judge[same & (judge["grader"] == BASELINE) & (judge["source"] == "all")].dropna(subset=["auroc"])
+    best = trivial.sort_values("auroc", ascending=False).head(1)
+    return [
+        md(row["trait"]),
+        str(int(row["n"])),
+        *(_interval(row, name) for name in ("auroc", "balanced_accuracy", "pairwise")),
+        next((_interval(found, "auroc") for _, found in real.iterrows()), "too few"),
+        next((f"{md(found['method'])} {found['auroc']:.2f}" for _, found in best.iterrows()), "not run"),
+        "passes" if str(row["passes"]) == "True" else "fails",
+    ]
+
+
+def _interval(row: pd.Series, name: str) -> str:
+    if pd.isna(row[name]):
+        return "too few"
+    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f})"
