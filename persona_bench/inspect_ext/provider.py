@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
 from persona_bench.models.engine import Engine, Projections, Reading, Row, RowResult
-from persona_bench.models.loading import forget, load
+from persona_bench.models.loading import LoadedModel, forget, load
+from persona_bench.models.memory import give_back
 from persona_bench.models.reading import arithmetic, reader, reading_row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
@@ -87,17 +88,35 @@ class PersonaAPI(ModelAPI):
                 f"unknown model argument(s) {', '.join(model_args)}; use dtype, device, revision or max_batch"
             )
         super().__init__(model_name, base_url, api_key, [], config)
-        self.loaded = load(model_name, dtype=dtype, device=device, revision=revision)
-        self.engine = WORKER.engine(self.loaded, max_batch=max_batch)
+        self._load = partial(load, model_name, dtype=dtype, device=device, revision=revision)
+        self._held: LoadedModel | None = self._load()
+        self._max_batch = max_batch
         self._directions: dict[tuple[tuple[str, tuple[str, ...]], ...], torch.Tensor] = {}
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
         self._heads: dict[str, tuple[int, ...]] = {}
 
+    @property
+    def loaded(self) -> LoadedModel:
+        """The weights, merged anew where they were let go."""
+        if self._held is None:
+            self._held = self._load()
+        return self._held
+
+    @property
+    def engine(self) -> Engine:
+        """What runs them."""
+        return WORKER.engine(self.loaded, max_batch=self._max_batch)
+
     async def aclose(self) -> None:
-        """Let a merged adapter go: its weights are a copy, which many adapters in one process have no room for."""
-        if self.loaded.source == "adapter":
-            WORKER.release(self.loaded)
-            forget(self.loaded)
+        """Let a merged adapter go: its weights are a copy, which many adapters in one process have no room for.
+
+        Inspect keeps every model of a process, so this holds nothing itself; nor does the allocator.
+        """
+        if self._held is not None and self._held.source == "adapter":
+            WORKER.release(self._held)
+            forget(self._held)
+            self._held = None
+            give_back()
 
     def max_connections(self) -> int:
         """Twice the batch, so that rows that finish find others waiting."""
