@@ -32,7 +32,7 @@ from persona_bench.analysis.samples import check_log, collect, read_logs, rollou
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
 from persona_bench.definitions.presets import load_preset
-from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.definitions.traits import load_labelled, load_trait, load_twins
 from persona_bench.errors import DataError, PersonaBenchError, RunError, TraitError, VectorError
 from persona_bench.inspect_ext.answering import answer_choices
 from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, half, model_folder, numbers, sweep
@@ -240,7 +240,8 @@ def test_judge_validity_never_sees_a_calibrating_answer(tmp_path: Path) -> None:
     halves = {
         name: {item.answer for item in load_labelled("evil") if item.half == name} for name in ("calibrate", "report")
     }
-    assert asked == halves["report"]
+    twins = {item.answer for item in load_twins("evil")}
+    assert asked == halves["report"] | twins and not twins & halves["calibrate"]
 
 
 def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) -> None:

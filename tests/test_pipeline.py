@@ -226,6 +226,8 @@ def run(home: Path, model: Path, grader: str, evals: tuple[str, ...] = EVALS) ->
             sys.modules["evals.judge_validity.judge_validity"],
         ):
             patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
+            if hasattr(module, "load_twins"):
+                patch.setattr(module, "load_twins", lambda name: ())
         held = pipeline.run(settings, home / "results", said.append)
         folder = pipeline.run_folder(settings, home / "results")
         work = pipeline.Run(settings, folder, said.append)
