@@ -469,7 +469,7 @@ def test_question_sets_are_compared_with_the_run_and_with_each_other() -> None:
     assert set(rows["aspect"]) == {"questions"} and cosine["questions:2"] < 0.3 < 0.8 < cosine["questions:0"]
     assert cosine["questions:2, same number"] > 0.8
     pairs = rows[rows["setting"] == "sets, each other"].set_index("draw")["cosine"]
-    assert len(pairs) == 3 and pairs[0] > 0.8 > 0.3 > pairs[1] and pairs[2] < 0.3
+    assert len(pairs) == 3 and pairs[0] > 0.6 > 0.3 > pairs[1] and pairs[2] < 0.3
     whole = rows[rows["setting"] == "sets"].iloc[0]
     assert whole["n_positive"] == 60 and whole["n_negative"] == 80
 

@@ -44,7 +44,7 @@ def paired_cases(judge: pd.DataFrame, twins: pd.DataFrame) -> pd.DataFrame:
     every = every[every["side"] != 0]
     keys = ["trait", "grader", "method", "question_id", "side"]
     is_twin = every["kind"] == TWIN
-    twin = every[is_twin].groupby(keys, as_index=False)["right"].mean().rename(columns={"right": "twin"})
+    twin = every[is_twin].groupby(keys)["right"].mean().rename("twin").reset_index()
     return every[~is_twin].rename(columns={"right": "hard"}).merge(twin, on=keys)
 
 

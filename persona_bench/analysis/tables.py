@@ -313,6 +313,7 @@ class Samples:
     readings: pd.DataFrame = field(default_factory=lambda: _empty("readings"))
     variants: pd.DataFrame = field(default_factory=lambda: _empty("variants"))
     sensitivity: pd.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
+    twins: pd.DataFrame = field(default_factory=lambda: _empty("twins"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:

@@ -107,8 +107,11 @@ class Limits(Core):
             if load_descriptions(trait.name)
         ]
         self._eval_set("limits-descriptions", tasks)
-        shared = {"preset": self.settings.preset, "seed": self.settings.seed}
-        self._eval_set("limits-questions", [limits_questions(trait=name, **shared) for name in self.settings.traits])
+        tasks = [
+            limits_questions(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+            for name in self.settings.traits
+        ]
+        self._eval_set("limits-questions", tasks)
         logs = self._logs()
         named = zip(self.settings.traits, self.traits, strict=True)
         variants = [self._variants(*pair, logs, vectors, layers) for pair in named]
