@@ -15,12 +15,14 @@ from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model, ModelOutput, get_model
 
 from evals import _registry as registry
+from persona_bench import pipeline
 from persona_bench.analysis import verdicts
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.limits import JUDGE, sees
 from persona_bench.analysis.monitors import monitor_rows
 from persona_bench.analysis.samples import check_log, collect
 from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.definitions import presets
 from persona_bench.definitions.scenarios import BEHAVIOURS, SHOWS, load_scenes
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.graders import SAMPLES
@@ -210,3 +212,13 @@ def test_every_behaviour_is_asked_about_in_its_own_words() -> None:
         before, after = (transcript_question(name, scene.choice.prompt, answer) for answer in (None, "It is."))
         assert "<answer>" not in before and "has not answered yet" in before and "<answer>\nIt is.\n" in after
         assert SHOWS[name] in before and SHOWS[name] in after and scene.choice.prompt in before
+
+
+def test_what_a_grader_over_the_network_will_be_asked_of_scenes_is_announced(tmp_path: Path) -> None:
+    """Twice a scene and way, at most; without the eval nothing."""
+    topics = presets.LIMITS["quick"].topics
+    scenes = [scene for name in BEHAVIOURS for scene in load_scenes(name) if scene.topic < topics]
+    for evals, n in ((("stated_limits",), 2 * len(WAYS) * len(scenes)), (("judge_validity",), 0)):
+        settings = pipeline.Settings(grader="openai/gpt-4.1-mini-2025-04-14", traits=("evil",), evals=evals)
+        calls, tokens = pipeline.Run(settings, tmp_path, print)._further_calls()
+        assert calls == n and (50 * n < tokens < 300 * n or n == tokens == 0)
