@@ -367,8 +367,9 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        # A single grader, a single vector, nothing finetuned or flagged, no limits.
-        absent = ("panel", "cosines", "scenes", "monitors", "evasion")
+        # A single grader, a single vector, nothing finetuned or flagged, no limits; twins come after the labelled
+        # answers, of which the first are judged here.
+        absent = ("twins", "panel", "cosines", "scenes", "monitors", "evasion")
         assert (len(frame) > 0) == (name not in (*absent, *FINETUNING_SAMPLES, *FLAGGING_SAMPLES, *METHOD_SAMPLES))
     sizes = load_preset("quick")
     assert len(frames.judge) == 12
