@@ -32,7 +32,7 @@ from persona_bench.analysis.samples import check_log, collect, read_logs, rollou
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
 from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
 from persona_bench.definitions.presets import load_preset
-from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.definitions.traits import load_labelled, load_trait, load_twins
 from persona_bench.errors import DataError, PersonaBenchError, RunError, TraitError, VectorError
 from persona_bench.inspect_ext.answering import answer_choices
 from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, half, model_folder, numbers, sweep
@@ -240,7 +240,8 @@ def test_judge_validity_never_sees_a_calibrating_answer(tmp_path: Path) -> None:
     halves = {
         name: {item.answer for item in load_labelled("evil") if item.half == name} for name in ("calibrate", "report")
     }
-    assert asked == halves["report"]
+    twins = {item.answer for item in load_twins("evil")}
+    assert asked == halves["report"] | twins and not twins & halves["calibrate"]
 
 
 def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) -> None:
@@ -366,8 +367,9 @@ def test_frames_have_exactly_their_columns(frames: Samples) -> None:
     for name, columns in SAMPLE_COLUMNS.items():
         frame = getattr(frames, name)
         assert tuple(frame.columns) == columns
-        # A single grader, a single vector, nothing finetuned or flagged, no limits.
-        absent = ("panel", "cosines", "scenes", "monitors", "evasion")
+        # A single grader, a single vector, nothing finetuned or flagged, no limits; twins come after the labelled
+        # answers, of which the first are judged here.
+        absent = ("twins", "panel", "cosines", "scenes", "monitors", "evasion")
         assert (len(frame) > 0) == (name not in (*absent, *FINETUNING_SAMPLES, *FLAGGING_SAMPLES, *METHOD_SAMPLES))
     sizes = load_preset("quick")
     assert len(frames.judge) == 12

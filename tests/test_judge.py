@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from inspect_ai import Epochs, Task
 from inspect_ai import eval as inspect_eval
@@ -27,7 +28,7 @@ from evals.judge_validity import judge_validity
 from persona_bench.analysis.samples import collect
 from persona_bench.analysis.tables import build_tables
 from persona_bench.definitions.outcomes import METHODS, OUTCOMES
-from persona_bench.definitions.traits import Trait, load_trait
+from persona_bench.definitions.traits import TWIN, Trait, load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext import calibration
 from persona_bench.inspect_ext import judge as judge_module
@@ -339,6 +340,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(calibration, "load_labelled", load)
     monkeypatch.setattr(sys.modules["evals.judge_validity.judge_validity"], "load_labelled", load)
+    monkeypatch.setattr(sys.modules["evals.judge_validity.judge_validity"], "load_twins", lambda name: ())
     return sum(item.half == "report" for item in made["evil"])
 
 
@@ -366,6 +368,35 @@ def test_a_real_calibration_judges_the_other_half(folder: Path, tmp_path: Path, 
         assert row[f"n_{name}"] == counts[name] == tables["judge_cases"][f"n_{name}"].sum()
     by_kind = frame["kind"].value_counts().to_dict()
     assert tables["judge_cases"].set_index("kind")["n"].to_dict() == by_kind
+
+
+def test_the_gate_is_the_same_with_twins_and_without(
+    folder: Path, tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the eval with a real calibration: twins are judged, and only the table of hard cases knows it."""
+    made = [item for item in labels("evil", questions=8) if item.half == "report"]
+    twins = tuple(
+        item.model_copy(update={"id": f"t{k}", "kind": TWIN, "answer": f"{item.answer} Yes."})
+        for k, item in enumerate(made)
+    )
+    tables = {}
+    for name, given in (("with", twins), ("without", ())):
+        monkeypatch.setattr(
+            sys.modules["evals.judge_validity.judge_validity"], "load_twins", lambda _, given=given: given
+        )
+        log = inspect_eval(
+            judge_validity(trait="evil"),
+            model="mockllm/model",
+            model_roles={"grader": local(folder)},
+            log_dir=str(tmp_path / name),
+            display="none",
+        )[0]
+        samples = collect({"judge_validity/evil": read_eval_log(log.location)}, [], "stated")
+        assert len(samples.judge) == small and len(samples.twins) == len(given)
+        tables[name] = build_tables(samples, resamples=50)
+    for name in ("judge", "judge_cases", "judge_panel"):
+        pd.testing.assert_frame_equal(tables["with"][name], tables["without"][name])
+    assert tables["without"]["hard_cases"].empty
 
 
 def test_the_rows_of_a_log_have_its_method_though_nothing_was_scored(

@@ -104,6 +104,7 @@ def scenes_of(mind: Mind) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
                     "sample_id": scene.id,
                     "layers": ",".join(map(str, LAYERS)),
                     "activations": name,
+                    "grader": "",
                     "log": f"stated_limits/{mind.behaviour}",
                 }
             )

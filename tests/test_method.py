@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evals.stated_limits import limits_questions
 from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_TABLES, best_of, detectors
@@ -22,14 +23,15 @@ from persona_bench.analysis.tables import Samples, build_tables
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.descriptions import description_groups, load_descriptions
 from persona_bench.definitions.presets import METHOD, PRESETS
+from persona_bench.definitions.question_sets import question_pool, question_sets
 from persona_bench.definitions.traits import TRAITS, load_trait
 from persona_bench.errors import DataError, RunError, VectorError
 from persona_bench.inspect_ext.variants import named_vectors, variant_cells
 from persona_bench.models.engine import Engine
 from persona_bench.vectors.extraction import Rollout, extract
 from persona_bench.vectors.readings import POSITIONS, Readings, read_responses
-from persona_bench.vectors.sensitivity import description_rows, sensitivity_rows
-from persona_bench.vectors.variants import kept_rows, make_vectors, plan_variants, read_trait
+from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows
+from persona_bench.vectors.variants import Responses, kept_rows, make_vectors, plan_variants, question_parts, read_trait
 from tests.builders_samples import World, make_samples
 from tests.conftest import one_line, talking, tiny_vector
 from tests.test_pipeline import run as run_pipeline
@@ -192,35 +194,63 @@ def test_halves_that_are_the_same_agree_wholly() -> None:
     assert math.isnan(only_one.value) and only_one.n == 0
 
 
-def judged(clear: float, hard: float) -> pd.DataFrame:
-    """Labelled answers of the report half, of which a share is judged right."""
+def judged(twin: float, hard: float, scored: float = 1.0) -> dict[str, pd.DataFrame]:
+    """Labelled answers of the report half and twins, of which a share is judged right, or a share scored at all."""
     rows = []
     for question in range(40):
-        for place, (kind, share) in enumerate((("clear", clear), ("fluent_trait", hard), ("graded", 1.0))):
-            level = 100 if (question + place) % 2 else 0
+        level = 100 if question % 2 else 0
+        for kind, share in (("twin", twin), ("fluent_trait", hard), ("graded", 1.0), ("clear", 0.0), ("short", 0.0)):
             right = question / 40 < share
+            # The short ones are in the middle, and the clear ones no twins: neither counts.
+            own = 50 if kind == "short" else level
+            refused = kind == "fluent_trait" and question / 40 >= scored
             rows.append({
                 "trait": "evil", "grader": "g", "method": "m", "question_id": f"q{question}", "half": "report",
-                "source": "written", "level": level, "kind": kind, "status": "scored",
-                "trait_score": float(level if right else 100 - level), "coherence": 90.0, "log": "judge_validity/evil",
+                "source": "written", "level": own, "kind": kind, "status": "refusal" if refused else "scored",
+                "trait_score": math.nan if refused else float(own if right else 100 - own), "coherence": 90.0,
+                "log": "judge_validity/evil",
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return {"judge": frame[frame["kind"] != "twin"], "twins": frame[frame["kind"] == "twin"]}
 
 
 @pytest.mark.parametrize(
-    ("clear", "hard", "verdict"),
+    ("twin", "hard", "verdict"),
     [(1.0, 0.5, "supported"), (0.5, 1.0, "contradicted"), (0.9, 0.9, "inconclusive")],
 )
-def test_hard_cases_against_clear_answers(find: Find, clear: float, hard: float, verdict: str) -> None:
-    found = find("J2-judge-misreads", judge=judged(clear, hard))
-    assert found.verdict == verdict and found.n == 80
-    assert found.estimate == pytest.approx(clear - hard)
+def test_hard_cases_against_their_twins(find: Find, twin: float, hard: float, verdict: str) -> None:
+    told = judged(twin, hard)
+    found = find("J2-judge-misreads", **told)
+    assert found.verdict == verdict and found.n == 40
+    assert found.estimate == pytest.approx(twin - hard)
+    table = build_tables(Samples(**told), resamples=FAST)["hard_cases"].set_index("kind")
+    assert set(table.index) == {"all", "fluent_trait"}
+    assert table.loc["all", "twin_right"] == pytest.approx(twin) and table.loc["all", "n_left_out"] == 0
 
 
-def test_a_labelled_set_without_hard_cases_tests_nothing(find: Find) -> None:
-    easy = judged(1.0, 1.0).replace({"kind": {"fluent_trait": "graded"}})
-    found = find("J2-judge-misreads", judge=easy)
-    assert found.verdict == "not testable" and "hard cases" in found.reason
+def test_a_hard_case_without_a_score_leaves_its_pair_out_and_is_named(find: Find) -> None:
+    found = find("J2-judge-misreads", **judged(1.0, 0.5, scored=0.75))
+    assert found.n == 30 and found.estimate == pytest.approx(1 / 3) and "10 of 40 pairs left out" in found.reason
+    few = find("J2-judge-misreads", **judged(1.0, 0.5, scored=0.25))
+    assert few.verdict == "not testable" and "10" in few.reason
+
+
+def test_hard_cases_without_twins_test_nothing(find: Find) -> None:
+    told = judged(1.0, 1.0)
+    found = find("J2-judge-misreads", judge=told["judge"])
+    assert found.verdict == "not testable" and "beside a twin" in found.reason
+
+
+def test_twins_change_nothing_about_the_judge_but_j2(base: Samples) -> None:
+    """The gate, its cases, and the method in use are those of the labelled set, whatever a judge says of twins."""
+    wrong = judged(0.0, 0.0)["twins"].assign(method="probe", grader=base.judge["grader"].iloc[0])
+    for methods in (None, {"evil": str(base.judge["method"].iloc[0])}):
+        plain, beside = (
+            build_tables(dataclasses.replace(base, twins=twins), resamples=50, judge_methods=methods)
+            for twins in (base.twins, wrong)
+        )
+        for name in ("judge", "judge_cases", "judge_panel"):
+            pd.testing.assert_frame_equal(plain[name], beside[name])
 
 
 # S3: a vague description
@@ -410,19 +440,76 @@ def test_without_positives_there_are_counts_and_no_cosine() -> None:
 def test_a_description_stands_beside_as_many_of_the_run_s_responses() -> None:
     full, _ = planted()
     turned = Readings(full.items, full.layers, np.roll(full.means, 3, axis=-1))
-    groups = {"description:0": (0,), "clear": (0, 1), "vague": (3, 4)}
+    members = {"all": range(5), "description:0": (0,), "clear": (0, 1), "vague": (3, 4)}
+    groups = {name: [frozenset({one}) for one in numbers] for name, numbers in members.items()}
     rng = np.random.default_rng(0)
-    same = pd.DataFrame(description_rows(full, full, {"all": range(5), **groups}, "stated", 2, 10, rng))
+    same = pd.DataFrame(group_rows("description", full, full, groups, "stated", 2, 10, rng))
     means = same.groupby("setting")["cosine"].mean()
     assert means["all"] == pytest.approx(1, abs=1e-12) and means["all, same number"] == pytest.approx(1, abs=1e-12)
     assert means["clear"] == pytest.approx(means["clear, same number"], abs=0.05)
     # Ten pairs of five descriptions, one of two, and none of one.
     pairs = same[same["setting"].str.endswith(", each other")].groupby("setting").size()
     assert dict(pairs) == {"all, each other": 10, "clear, each other": 1, "vague, each other": 1}
-    away = (
-        pd.DataFrame(description_rows(turned, full, groups, "stated", 2, 10, rng)).groupby("setting")["cosine"].mean()
-    )
+    del groups["all"]
+    rows = pd.DataFrame(group_rows("description", turned, full, groups, "stated", 2, 10, rng))
+    away = rows.groupby("setting")["cosine"].mean()
     assert away["vague"] < 0.3 < 0.8 < away["vague, same number"]
+
+
+def test_question_sets_are_compared_with_the_run_and_with_each_other() -> None:
+    """One set of questions whose responses lie elsewhere is told from the others, and from as many of the run's."""
+    full, _ = planted(80)
+    odd = np.array([item.question_id in (6, 7) for item in full.items])
+    means = np.where(odd[:, None, None, None], np.roll(full.means, 3, axis=-1), full.means)
+    sets = [frozenset({0, 1, 2}), frozenset({3, 4, 5}), frozenset({6, 7})]
+    groups = {"sets": sets, **{f"questions:{number}": [ids] for number, ids in enumerate(sets)}}
+    other = Readings(full.items, full.layers, means)
+    rows = pd.DataFrame(group_rows("questions", other, full, groups, "stated", 2, 10, np.random.default_rng(0)))
+    cosine = rows.groupby("setting")["cosine"].mean()
+    assert set(rows["aspect"]) == {"questions"} and cosine["questions:2"] < 0.3 < 0.8 < cosine["questions:0"]
+    assert cosine["questions:2, same number"] > 0.8
+    pairs = rows[rows["setting"] == "sets, each other"].set_index("draw")["cosine"]
+    assert len(pairs) == 3 and pairs[0] > 0.6 > 0.3 > pairs[1] and pairs[2] < 0.3
+    whole = rows[rows["setting"] == "sets"].iloc[0]
+    assert whole["n_positive"] == 60 and whole["n_negative"] == 80
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_question_sets_hold_no_evaluation_question_and_are_the_same_again(preset: str) -> None:
+    sizes = METHOD[preset]
+    for name in TRAITS:
+        trait = load_trait(name)
+        pool, sets = question_pool(trait), question_sets(trait, sizes, 3)
+        assert sets == question_sets(trait, sizes, 3) != question_sets(trait, sizes, 4)
+        assert len(sets) == sizes.sets and all(len(ids) == sizes.set_questions for ids in sets)
+        assert sum(map(len, sets)) == len(frozenset().union(*sets)), "no question is in two sets"
+        asked = {pool[place] for ids in sets for place in ids}
+        assert not asked & set(trait.evaluation_questions)
+        assert asked <= {*trait.extraction_questions, *trait.monitoring_questions}
+        assert asked & set(trait.monitoring_questions), "some are new to the run's own vector"
+        parts = question_parts(trait, sizes, 3)
+        assert parts["sets"] == list(sets) and len(parts) == 1 + sizes.sets
+
+
+def test_a_small_pool_is_shared_out_as_far_as_it_goes() -> None:
+    trait = load_trait("evil").model_copy(update={"monitoring_questions": ()})
+    sets = question_sets(trait, METHOD["standard"], 0)
+    assert [len(ids) for ids in sets] == [10] * 5 and not sets[0] & sets[1] and sets[0] == sets[2]
+    tiny = trait.model_copy(update={"extraction_questions": ("one?",)})
+    assert set(question_sets(tiny, METHOD["standard"], 0)) == {frozenset({0})}
+
+
+def test_the_task_asks_the_sets_under_the_trait_s_own_instructions() -> None:
+    trait, sizes = load_trait("evil"), METHOD["quick"]
+    task = limits_questions(trait="evil", seed=3)
+    asked = {sample.metadata["question_id"] for sample in task.dataset if sample.metadata}
+    assert asked == frozenset().union(*question_sets(trait, sizes, 3))
+    assert len(task.dataset) == len(asked) * 10 and task.epochs == sizes.set_rollouts
+    for sample in task.dataset:
+        system, user = sample.input
+        assert sample.metadata is not None and not isinstance(sample.input, str)
+        assert system.text == trait.system_prompt(sample.metadata["side"], sample.metadata["pair"])  # type: ignore[union-attr]
+        assert user.text == question_pool(trait)[sample.metadata["question_id"]]  # type: ignore[union-attr]
 
 
 # Through the model
@@ -453,7 +540,8 @@ def test_the_rows_of_a_trait_go_through_the_tables_and_are_kept(said: list[Rollo
     layers = {"evil": 2, "sycophancy": 3}
 
     def make() -> dict[str, Any]:
-        return read_trait(engine, trait, said, said, vectors, layers, (2, 3), rule="stated", sizes=sizes, seed=0)
+        every = Responses(said, said, said)
+        return read_trait(engine, trait, every, vectors, layers, (2, 3), rule="stated", sizes=sizes, seed=0)
 
     path = tmp_path / "evil.json"
     first = kept_rows(path, {"seed": 0}, make)
@@ -472,6 +560,7 @@ def test_the_rows_of_a_trait_go_through_the_tables_and_are_kept(said: list[Rollo
     assert found.loc[("responses", "all"), "cosine"].item() == pytest.approx(1)
     described = {setting for aspect, setting in found.index if aspect == "description"}
     assert {"clear", "vague", "description:4"} <= described
+    assert {"sets", "questions:0", "questions:1"} <= {name for aspect, name in found.index if aspect == "questions"}
     path.write_text('{"key": {}}')
     with pytest.raises(DataError) as error:
         kept_rows(path, {}, make)
@@ -480,8 +569,10 @@ def test_the_rows_of_a_trait_go_through_the_tables_and_are_kept(said: list[Rollo
 
 def test_vectors_of_a_plan_are_made_once_and_what_cannot_be_is_said(said: list[Rollout], tmp_path: Path) -> None:
     engine, trait = Engine(talking()), load_trait("evil")
-    plan = dict(plan_variants(trait, said, said, METHOD["standard"], 0))
+    plan = dict(plan_variants(trait, Responses(said, said, said), METHOD["standard"], 0))
     assert set(plan) == {*description_groups("evil"), *(f"questions:{k}" for k in range(5))}
+    sets = question_sets(trait, METHOD["standard"], 0)
+    assert [{item.question_id for item in plan[f"questions:{k}"]} <= ids for k, ids in enumerate(sets)] == [True] * 5
     heard: list[str] = []
     some = {name: plan[name] for name in ("clear", "vague")}
     made = make_vectors(engine, trait, some, "stated", 0, tmp_path, ["a"], heard.append)
@@ -505,11 +596,11 @@ def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
     """Logs to claims on a tiny model with a planted judge, and again without anything to do."""
     import evals.judge_validity  # noqa: F401 - the module is patched by its name
 
-    few = dataclasses.replace(METHOD["quick"], questions=4, rollouts=3, draws=4, random_vectors=3)
+    few = dataclasses.replace(METHOD["quick"], questions=4, rollouts=3, set_questions=3, draws=4, random_vectors=3)
     monkeypatch.setitem(METHOD, "quick", few)
     evals = ("trait_elicitation", "stated_limits")
     done = run_pipeline(tmp_path, _saved, str(_saved), evals)
-    assert {"limits_descriptions/evil", "limits_variants/evil"} < set(done.logs)
+    assert {"limits_descriptions/evil", "limits_questions/evil", "limits_variants/evil"} < set(done.logs)
     judged = sum("trait_judge" in (sample.scores or {}) for log in done.logs.values() for sample in log.samples or [])
     assert 0 < judged <= done.planned
     read = {name: pd.read_csv(done.folder / "tables" / f"{name}.csv") for name in METHOD_TABLES}
@@ -521,6 +612,7 @@ def test_a_run_of_stated_limits_has_its_tables_claims_and_figure(
     assert full["cosine"] == pytest.approx(1) and full["log"] == "trait_elicitation/evil"
     described = read["sensitivity"].set_index("setting")["log"]
     assert described["vague"] == "limits_descriptions/evil" != described["vague, same number"]
+    assert described["questions:1"] == "limits_questions/evil" != described["questions:1, same number"]
     claims = pd.read_csv(done.folder / "claims.csv", keep_default_na=False).set_index("claim")
     limits = [name for name in claims.index if name.startswith(("S", "J2"))]
     assert len(limits) == 7 and claims.loc["S2-trait-named-beforehand", "reason"].startswith("judge gate")

@@ -17,7 +17,7 @@ from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.panel import panel_rows
 from persona_bench.analysis.samples import collect
 from persona_bench.analysis.tables import SAMPLE_COLUMNS, build_tables
-from persona_bench.definitions.traits import load_labelled
+from persona_bench.definitions.traits import load_labelled, load_twins
 from persona_bench.inspect_ext.graders import COHERENCE_RUBRIC
 from tests.conftest import first_token
 
@@ -57,7 +57,7 @@ def test_every_pair_of_three_and_nothing_of_one() -> None:
 
 
 def test_agreement_is_a_table_of_a_run(tmp_path: Path) -> None:
-    levels = {item.answer: item.level for item in load_labelled("humorous")}
+    levels = {item.answer: item.level for item in (*load_labelled("humorous"), *load_twins("humorous"))}
 
     def member(name: str, shift: float) -> Model:
         def output(messages: Any, *_: Any) -> ModelOutput:

@@ -229,6 +229,8 @@ def small_world(home: Path, model: Path) -> Iterator[None]:
             sys.modules["evals.judge_validity.judge_validity"],
         ):
             patch.setattr(module, "load_labelled", lambda name: SMALL.get(name, ()))
+            if hasattr(module, "load_twins"):
+                patch.setattr(module, "load_twins", lambda name: ())
         yield
     torch.set_num_threads(threads)
 

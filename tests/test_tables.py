@@ -33,8 +33,8 @@ def tables(samples) -> dict[str, pd.DataFrame]:
 def test_every_table_has_its_columns_full_or_empty(tables):
     for made in (tables, tb.build_tables(tb.Samples(), resamples=FAST)):
         assert {name: tuple(table.columns) for name, table in made.items()} == dict(tb.TABLE_COLUMNS)
-    # The simulated world has a single grader, nothing finetuned or flagged, no scenes, no vectors made otherwise.
-    absent = {"judge_panel", *FINETUNING_TABLES, *FLAGGING_TABLES, "behaviours", "limits", "evasion"}
+    # The simulated world has a single grader and no twins, nothing finetuned or flagged, no scenes, no other vectors.
+    absent = {"judge_panel", "hard_cases", *FINETUNING_TABLES, *FLAGGING_TABLES, "behaviours", "limits", "evasion"}
     absent |= {"left_out", "variants", "sensitivity"}
     assert {name for name, table in tables.items() if table.empty} == absent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from persona_bench.definitions.presets import PRESETS
 from persona_bench.definitions.traits import (
     MAIN_TRAITS,
     TRAITS,
+    TWIN,
     LabelledAnswer,
     load_labelled,
     load_refusals,
     load_trait,
+    load_twins,
 )
 from persona_bench.errors import TraitError
 from tests.conftest import one_line
@@ -350,8 +353,39 @@ def test_levels_are_not_read_off_the_length(name: str) -> None:
         assert 0.2 < area < 0.8
 
 
+NAMED = {
+    "evil": "fluent_trait",
+    "sycophancy": "enthusiastic_disagreement",
+    "hallucination": "hedged_invention",
+}
+"""What the claim about misreading names, by trait."""
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_every_hard_case_has_its_twin(name: str) -> None:
+    labelled, twins = load_labelled(name), load_twins(name)
+    plain = [item for item in twins if item.kind == TWIN]
+    added = [item for item in twins if item.kind != TWIN]
+    marked = [item for item in labelled if item.half == "report" and item.kind in HARD_CASES and item.level != 50]
+    sides = Counter((item.question, item.level > 50) for item in plain)
+    assert set(sides) == {(item.question, item.level > 50) for item in (*marked, *added)} and set(sides.values()) == {1}
+    assert {item.level for item in plain} <= {0, 100} and all(item.level != 50 for item in added)
+    assert len(marked) + len(added) >= 15
+    if name in NAMED:
+        assert sum(item.kind == NAMED[name] for item in added) >= 8
+    # None of them calibrates, nor stands in the set that the gate is about.
+    assert {(item.half, item.source) for item in twins} == {("report", "written")}
+    assert not {item.question for item in twins} & {item.question for item in labelled if item.half == "calibrate"}
+    own = load_trait(name)
+    assert not {item.question for item in twins} & {*own.extraction_questions, *own.monitored_questions}
+    texts = [item.answer for item in (*labelled, *twins)]
+    assert len({item.id for item in (*labelled, *twins)}) == len(texts) and not {item.answer for item in twins} & {
+        item.answer for item in labelled
+    }
+
+
 def test_a_users_trait_has_no_labelled_answers(tmp_path: Path) -> None:
-    assert load_labelled("terse") == ()
+    assert load_labelled("terse") == () == load_twins("terse")
     assert load_labelled(written(tmp_path, OURS)) == ()
 
 

@@ -4,15 +4,15 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
 from persona_bench.definitions.outcomes import Method
-from persona_bench.definitions.traits import load_labelled
+from persona_bench.definitions.traits import load_labelled, load_twins
 from persona_bench.errors import TraitError
 from persona_bench.inspect_ext.judge import trait_judge
-from persona_bench.inspect_ext.solvers import given_response
+from persona_bench.inspect_ext.solvers import TWINS, given_response
 
 
 @task
 def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
-    """Judge the labelled answers that calibrate nothing.
+    """Judge the labelled answers that calibrate nothing, and the twins of the hard cases among them.
 
     Args:
         trait: one of the suite's traits.
@@ -34,9 +34,11 @@ def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
                 "half": item.half,
                 "question_id": item.question,
                 "source": item.source,
+                "set": name,
             },
         )
-        for item in labelled
+        for name, items in (("labelled", labelled), (TWINS, load_twins(trait)))
+        for item in items
     ]
     return Task(
         dataset=MemoryDataset(samples, name=f"labelled-{trait}"),

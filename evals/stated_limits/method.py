@@ -7,6 +7,7 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from persona_bench.definitions.descriptions import load_descriptions
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_method_sizes, load_preset
+from persona_bench.definitions.question_sets import question_pool, question_sets
 from persona_bench.definitions.traits import load_trait
 from persona_bench.inspect_ext.cells import half, numbers, preset_layers
 from persona_bench.inspect_ext.judge import trait_judge
@@ -40,6 +41,41 @@ def limits_descriptions(trait: str = "evil", preset: str = "quick", method: Meth
         solver=respond(sizes.temperature, sizes.max_tokens, seed),
         scorer=trait_judge(trait, method),
         epochs=own.rollouts,
+        metadata={"trait": loaded.name, "trait_hash": loaded.hash},
+        version="1-A",
+    )
+
+
+@task
+def limits_questions(trait: str = "evil", preset: str = "quick", method: Method = "auto", seed: int = 0) -> Task:
+    """Ask other sets of questions under the trait's own instructions, none of them an evaluation question.
+
+    Args:
+        trait: one of the suite's traits, or a trait file.
+        preset: quick, standard or paper; sets the number of sets, questions and rollouts, temperature and length.
+        method: how the grader judges.
+        seed: of the run, and of the drawing of the sets.
+    """
+    sizes, own, loaded = load_preset(preset), load_method_sizes(preset), load_trait(trait)
+    pool = question_pool(loaded)
+    samples = [
+        Sample(
+            id=f"q{question_id}-s-p{pair}-{side}",
+            input=[
+                ChatMessageSystem(content=loaded.system_prompt(side, pair)),
+                ChatMessageUser(content=pool[question_id]),
+            ],
+            metadata={"trait": loaded.name, "side": side, "pair": pair, "question_id": question_id},
+        )
+        for question_id in sorted(frozenset().union(*question_sets(loaded, own, seed)))
+        for pair in range(len(loaded.instructions))
+        for side in ("positive", "negative")
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name=f"questions-{loaded.name}"),
+        solver=respond(sizes.temperature, sizes.max_tokens, seed),
+        scorer=trait_judge(trait, method),
+        epochs=own.set_rollouts,
         metadata={"trait": loaded.name, "trait_hash": loaded.hash},
         version="1-A",
     )

@@ -14,6 +14,7 @@ from persona_bench.definitions.traits import load_trait
 from persona_bench.inspect_ext.cells import find_vector, half, numbers
 from persona_bench.inspect_ext.evasion import evasion_samples
 from persona_bench.inspect_ext.judge import trait_judge
+from persona_bench.inspect_ext.scene_judge import scene_judge
 from persona_bench.inspect_ext.scenes import activations_folder, choose, chosen
 from persona_bench.inspect_ext.solvers import respond
 
@@ -32,7 +33,8 @@ def stated_limits(
 ) -> Task:
     """Put the model to what the paper does not show its vectors to detect.
 
-    A behaviour: forced choices in matched scenes that reward it or do not, with the activations before each choice.
+    A behaviour: forced choices in matched scenes that reward it or do not, with the activations before each choice; a
+    grader, where the role `grader` holds one, says of each whether the answer shows it.
     Evasion: responses under system prompts that may bring a trait out without its vector telling, judged and projected.
 
     Args:
@@ -43,7 +45,7 @@ def stated_limits(
         vector_sha256: its content hash, if it must be exactly that one.
         layers: 1-based layers to read, comma-separated; by default the preset's, of evasion the middle one of those.
         activations: of behaviours, folder of the sidecars; by default results/<model>/<preset>/activations.
-        method: of evasion, how the grader judges.
+        method: how the grader judges; of behaviours local ones are read off their Yes and No, whatever it says.
         seed: of evasion, of the run.
     """
     at = tuple(int(layer) for layer in numbers(layers, ()))
@@ -55,7 +57,7 @@ def stated_limits(
     return Task(
         dataset=MemoryDataset(list(_samples(scenes)), name=f"scenes-{behaviour}"),
         solver=choose(sizes, str(folder), at),
-        scorer=chosen(),
+        scorer=[chosen(), scene_judge(behaviour, method)],
         metadata={"behaviour": behaviour, "activations": str(folder)},
         version="1-A",
     )

@@ -16,16 +16,23 @@ import pandas as pd
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread
 from persona_bench.definitions.claims import claim
+from persona_bench.inspect_ext.scene_judge import SEES
 from persona_bench.inspect_ext.scenes import WAYS
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
+    from inspect_ai.scorer import Score
 
+JUDGED = tuple(f"judge_{sees}{end}" for sees in SEES for end in ("", "_status"))
 SCENES = (
     *("trait", "behaviour", "topic", "pair", "half", "rewarded", "way", "shown", "check", "prompt", "sample_id"),
-    *("layers", "activations", "log"),
+    *("layers", "activations", "grader", *JUDGED, "log"),
 )
-"""Columns of the sample frame: a row a scene and way of choosing; `trait` is empty, as in every frame about none."""
+"""Columns of the sample frame: a row a scene and way of choosing; `trait` is empty, as in every frame about none.
+
+`judge_prompt` and `judge_answer` are the grader's probability of Yes by what it saw, beside what became of the
+question; without a grader `grader` is empty.
+"""
 MIN_PAIRS = claim("N1-deception").min_n
 """Pairs that must count on either half: a monitor is fitted on one and judged on the other."""
 CHANCE = 0.5
@@ -38,6 +45,7 @@ def scene_rows(name: str, log: EvalLog) -> Iterator[dict[str, Any]]:
     for sample in log.samples or []:
         said, score = sample.metadata, (sample.scores or {}).get("chosen")
         value = score.value if score is not None and isinstance(score.value, dict) else {}
+        judge = (sample.scores or {}).get("scene_judge")
         for way in WAYS:
             listed = "\n".join(
                 f"{letter}. {text}" for letter, text in zip("AB", said["choice"]["options"], strict=True)
@@ -52,8 +60,21 @@ def scene_rows(name: str, log: EvalLog) -> Iterator[dict[str, Any]]:
                 "sample_id": str(sample.id),
                 "layers": ",".join(map(str, said.get("layers", ()))),
                 "activations": said.get("activations", {}).get(way, ""),
+                **_judged(judge, way),
                 "log": name,
             }
+
+
+def _judged(score: Score | None, way: str) -> dict[str, Any]:
+    """What the grader said of a scene; nothing where none was asked."""
+    value = score.value if score is not None and isinstance(score.value, dict) else {}
+    told = (score.metadata if score is not None else None) or {}
+    row: dict[str, Any] = {"grader": told.get("grader", "")}
+    for sees in SEES:
+        key = f"{way}_{sees}"
+        row[f"judge_{sees}"] = _number(value.get(key))
+        row[f"judge_{sees}_status"] = told.get("outcomes", {}).get(key, {}).get("status", "")
+    return row
 
 
 def _number(found: Any) -> float:

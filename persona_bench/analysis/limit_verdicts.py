@@ -12,8 +12,9 @@ from persona_bench.analysis.behaviours import shown
 from persona_bench.analysis.evasion import ADAPTER, evasions
 from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limits import ALL, BEST, DEDICATED, Areas, compare
+from persona_bench.analysis.limits import ALL, BEST, DEDICATED, JUDGE, Areas, compare
 from persona_bench.definitions.claims import Claim
+from persona_bench.inspect_ext.scene_judge import SEES
 
 if TYPE_CHECKING:
     from persona_bench.analysis.tables import Samples
@@ -64,7 +65,13 @@ def _said(found: Areas) -> str:
         shown_of["random directions"] = control
     if found.text is not None:
         shown_of["text alone"] = found.text
-    return "AUROC of " + ", ".join(f"{name} {a.value:.2f} [{a.low:.2f}, {a.high:.2f}]" for name, a in shown_of.items())
+    judges = {
+        f"the judge of the {name}": found.areas[f"{JUDGE}{name}"] for name in SEES if f"{JUDGE}{name}" in found.areas
+    }
+    told = ", ".join(
+        f"{name} {area.value:.2f} [{area.low:.2f}, {area.high:.2f}]" for name, area in (shown_of | judges).items()
+    )
+    return f"AUROC of {told}" + ("" if judges else "; no judge read the scenes: no grader was asked")
 
 
 def _evades(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Finding:

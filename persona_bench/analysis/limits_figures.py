@@ -17,7 +17,7 @@ from persona_bench.analysis.drawing import (
     put_legend,
     trait_colours,
 )
-from persona_bench.analysis.limits import ALL, BEST, DEDICATED, PROBE, RANDOM_OF
+from persona_bench.analysis.limits import ALL, BEST, DEDICATED, JUDGE, PROBE, RANDOM_OF
 from persona_bench.analysis.monitoring import TEXT
 
 if TYPE_CHECKING:
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIDES = {"rewarded": ("rewarded", "#D55E00", "o"), "twin": ("twin, not rewarded", "#0072B2", "s")}
-_SHOWN = (PROBE, DEDICATED, ALL, BEST, RANDOM_OF[ALL], RANDOM_OF[BEST], f"{TEXT}tfidf", f"{TEXT}embeddings")
-"""From the ceiling to what knows nothing, top to bottom."""
+_JUDGES = (f"{JUDGE}answer", f"{JUDGE}prompt")
+_SHOWN = (
+    *(PROBE, DEDICATED, ALL, BEST, RANDOM_OF[ALL], RANDOM_OF[BEST], f"{TEXT}tfidf", f"{TEXT}embeddings"),
+    *_JUDGES,
+)
+"""From the ceiling to what knows nothing, top to bottom; then the judge, where there was one."""
 _OWN = (BEST, ALL)
 
 
@@ -76,7 +80,7 @@ def _monitors(monitors: pd.DataFrame, caption: Caption) -> Figure:
         own = monitors[monitors["behaviour"] == behaviour].set_index("monitor")
         own = own.loc[[name for name in _SHOWN if name in own.index]]
         for place, (name, row) in enumerate(own.iterrows()):
-            colour = "#D55E00" if name in _OWN else "black" if name in (PROBE, DEDICATED) else GREY
+            colour = "#D55E00" if name in _OWN else "black" if name in (PROBE, DEDICATED, *_JUDGES) else GREY
             _bars(axes, row.to_frame().T, "auroc", [place], colour, "o", "")
         axes.axvline(0.5, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.set_yticks(range(len(own)), list(own.index))
@@ -84,7 +88,8 @@ def _monitors(monitors: pd.DataFrame, caption: Caption) -> Figure:
         axes.set_xlim(-0.03, 1.03)
         axes.set_title(f"{_named(behaviour)} ({int(own['n'].iloc[0])} pairs)", color="black")
         axes.set_xlabel("AUROC on the report half")
-    put_foot(figure, caption.line(int(monitors["n"].max())), "Before the answer. Bars: 95 % intervals, by topic.")
+    note = "judge:answer reads the answer, all others what stands before it. Bars: 95 % intervals, by topic."
+    put_foot(figure, caption.line(int(monitors["n"].max())), note)
     return figure
 
 

@@ -89,8 +89,8 @@ def _choices(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _words(aspect: str, setting: str) -> str:
-    """`description:0` is the first of the descriptions."""
-    number = setting.removeprefix("description:")
+    """`description:0` is the first of the descriptions, `questions:0` the first of the question sets."""
+    number = setting.removeprefix(f"{aspect}:")
     return flat_text(f"{aspect} {int(number) + 1}" if number.isdigit() and aspect in setting else
                      f"{aspect}: {setting.replace('_', ' ')}", 38)  # fmt: skip
 

@@ -18,11 +18,11 @@ from persona_bench.analysis import statistics as st
 from persona_bench.analysis.bound import Bound
 from persona_bench.analysis.finetuning_verdicts import Ruling
 from persona_bench.analysis.grouping import Draw, log_names, paired, scored, single
+from persona_bench.analysis.hard_cases import judged_right, paired_cases
 from persona_bench.analysis.method import beside_full, best_of, detectors, same_dose, shows
 from persona_bench.analysis.monitoring import monitoring_points
 from persona_bench.analysis.tables import choose_steering, control_of, steering_table
 from persona_bench.definitions.claims import Claim
-from persona_bench.definitions.outcomes import TRAIT_CUT
 
 if TYPE_CHECKING:
     from persona_bench.analysis.tables import Samples
@@ -49,8 +49,6 @@ MIN_SHOWING = 10
 """Responses that must show the trait, for S2."""
 NO_EFFECT = 5.0
 """Points under which a vector does nothing, for S4."""
-ANSWERS = ("clear", "graded", "model")
-"""Kinds of labelled answers that mark no hard case."""
 
 
 @dataclass(frozen=True)
@@ -317,39 +315,18 @@ def _judge_misreads(evidence: Evidence, claim: Claim, trait: str) -> Ruling:
     used = table[(table["trait"] == trait) & (table["half"] == "report") & table["chosen"].astype(bool)]
     if used.empty:
         return Ruling(ran=False, reason="the judge in use was not checked on labelled answers")
-    judge = evidence.samples.judge
-    for column in ("trait", "grader", "method", "half"):
-        judge = judge[judge[column] == used[column].iloc[0]]
-    if judge["kind"].isin(ANSWERS).all():
-        return _untestable("the labelled set of the trait marks no hard cases", judge)
-    said = judge["trait_score"].astype(float).where(judge["status"].isin(["scored", "incoherent"]))
-    level = judge["level"].astype(float)
-    right = ((said >= TRAIT_CUT) == (level > TRAIT_CUT)).astype(float).where(said.notna() & (level != TRAIT_CUT))
-    clear, hard = judge["kind"] == "clear", ~judge["kind"].isin(ANSWERS)
-    gap = _difference_of_shares(right, clear, hard, judge["question_id"], evidence.draw, claim.id, trait)
-    counts = {"clear answers": int(right[clear].notna().sum()), "hard cases": int(right[hard].notna().sum())}
-    what = f"clear answers right {right[clear].mean():.2f} minus hard cases right {right[hard].mean():.2f}"
-    return Ruling((Bound(what, gap, 1, claim.threshold),), counts=counts, log=log_names(judge))
-
-
-def _difference_of_shares(
-    right: pd.Series, first: pd.Series, second: pd.Series, questions: pd.Series, draw: Draw, *key: object
-) -> st.Estimate:
-    """Share right in one group minus that in another; a question may have answers in both."""
-    use = right.notna() & (first | second)
-    codes, names = pd.factorize(questions[use].astype(str))
-    weights = st.draw_clusters(len(names), draw.resamples, draw.rng("claims", *key)) if len(names) else np.ones((1, 0))
-    shares, drawn = [], []
-    for group in (first[use], second[use]):
-        sums, sizes = (
-            np.bincount(codes, weights=values, minlength=len(names))
-            for values in ((right[use] * group).to_numpy(float), group.to_numpy(float))
-        )
-        shares.append(float(st.ratio(sums.sum(keepdims=True), sizes.sum(keepdims=True))[0]))
-        drawn.append(st.ratio(weights @ sums, weights @ sizes))
-    return st.of_draws(
-        shares[0] - shares[1], drawn[0] - drawn[1], n=int(use.sum()), n_clusters=len(names), bounds=(-1, 1)
-    )
+    mine = [frame[frame["trait"] == trait] for frame in (evidence.samples.judge, evidence.samples.twins)]
+    pairs = paired_cases(*mine)
+    for column in ("grader", "method"):
+        pairs = pairs[pairs[column] == used[column].iloc[0]]
+    if pairs.empty:
+        return _untestable("no hard case of the trait was judged beside a twin", used)
+    found = judged_right(pairs, evidence.draw, "claims", claim.id, trait)
+    right, gap = (found["twin_right"].value, found["hard_right"].value), found["difference"]
+    what = f"twins right {right[0]:.2f} minus hard cases right {right[1]:.2f}"
+    left_out = len(pairs) - gap.n
+    what += f" ({left_out} of {len(pairs)} pairs left out without a score)" if left_out else ""
+    return Ruling((Bound(what, gap, 1, claim.threshold),), counts={"pairs": gap.n}, log=log_names(pairs))
 
 
 METHOD_RULES: Mapping[str, Rule] = {

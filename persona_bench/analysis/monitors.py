@@ -3,6 +3,7 @@
 What they read is the residual stream of the last prompt token. The trait vectors were made for something else and only
 choose (which vector, which layer, which sign) or weigh; random directions are treated exactly so. The dedicated
 direction and the probe are made for the behaviour: what can be seen at all. The text-only classifiers read the prompt.
+The judge, where there is one, reads the prompt too, or prompt and answer; it is fitted to nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from persona_bench.analysis.baselines import Embed, best_penalty
 from persona_bench.analysis.behaviours import shown
 from persona_bench.analysis.grouping import Draw, groups
-from persona_bench.analysis.limits import ALL, BEST, DEDICATED, MONITORS, PROBE, RANDOM_OF, VECTOR
+from persona_bench.analysis.limits import ALL, BEST, DEDICATED, JUDGE, MONITORS, PROBE, RANDOM_OF, VECTOR
 from persona_bench.analysis.monitoring import TEXT
 from persona_bench.inspect_ext.calibration import FOLDS, held_out, logistic
+from persona_bench.inspect_ext.scene_judge import SEES
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -35,6 +37,7 @@ class _Monitor(NamedTuple):
     detail: str
     layer: float
     values: Array
+    status: Sequence[str] | str = "scored"
 
 
 class _Scenes(NamedTuple):
@@ -89,8 +92,11 @@ def monitor_rows(
         )
         named = part[["trait", "behaviour", "sample_id", "topic", "pair", "half", "rewarded", "log"]]
         rows += [
-            named.assign(monitor=item.name, detail=item.detail, layer=item.layer, value=item.values)
-            for item in _monitors(held, part["prompt"].tolist(), vectors, draw, key["behaviour"], embed)
+            named.assign(monitor=item.name, detail=item.detail, layer=item.layer, value=item.values, status=item.status)
+            for item in (
+                *_monitors(held, part["prompt"].tolist(), vectors, draw, key["behaviour"], embed),
+                *_judges(part),
+            )
         ]
     return pd.concat(rows, ignore_index=True)[list(MONITORS)] if rows else pd.DataFrame(columns=list(MONITORS))
 
@@ -119,6 +125,14 @@ def _monitors(
     yield _Monitor(f"{TEXT}tfidf", "", math.nan, _logistic(_words(texts, held.select), held))
     if embed is not None:
         yield _Monitor(f"{TEXT}embeddings", "", math.nan, _logistic(embed(list(texts)).astype(float), held))
+
+
+def _judges(part: pd.DataFrame) -> Iterator[_Monitor]:
+    """The grader, by what it was shown; nothing of it is fitted, and a scene it said nothing of has no value."""
+    grader = str(part["grader"].iloc[0])
+    for sees in SEES if grader else ():
+        values, status = part[f"judge_{sees}"].to_numpy(float), part[f"judge_{sees}_status"].tolist()
+        yield _Monitor(f"{JUDGE}{sees}", grader, math.nan, values, status)
 
 
 # --- directions that were not made for the behaviour ------------------------------------------------------------------

@@ -25,6 +25,7 @@ from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.answering import key
 from persona_bench.inspect_ext.cells import half
 from persona_bench.inspect_ext.finetuned import WAYS_ASKED
+from persona_bench.inspect_ext.solvers import TWINS
 from persona_bench.models.finetuning import PROJECTION
 from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
@@ -143,8 +144,11 @@ def collect(
             if task == "trait_monitoring":
                 rows["projections"] += [row for sample in log.samples or [] for row in _projection_rows(sample)]
                 rows["tokens"] += [row for sample in log.samples or [] for row in _token_rows(sample)]
-        rows["panel"] += [{**row, "eval": task, "log": name} for s in log.samples or [] for row in _panel_rows(s, name)]
+        members = [row for sample in log.samples or [] if not _is_twin(sample) for row in _panel_rows(sample, name)]
+        rows["panel"] += [{**row, "eval": task, "log": name} for row in members]
     rows["mmlu"] = _once(rows["mmlu"])
+    rows["twins"] = [row for row in rows["judge"] if row["set"] == TWINS]
+    rows["judge"] = [row for row in rows["judge"] if row["set"] != TWINS]
     for vector in sorted(vectors, key=lambda item: item.trait):
         rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
         rows["cosines"] += [row for other in vectors for row in _cosine_rows(vector, other)]
@@ -215,17 +219,22 @@ def _as_judged(value: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[st
     }
 
 
+def _is_twin(sample: EvalSample) -> bool:
+    return sample.metadata.get("set") == TWINS
+
+
 def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
     bound = (log.eval.model_roles or {}).get("grader")
     models = bound if isinstance(bound, list) else [bound]
     keys = ("trait", "question_id", "half", "source", "level", "kind")
     # An answer that could not be judged names no method: the log's method names the rows.
-    found = [_judged(other) for other in log.samples or []]
+    found = [_judged(other) for other in log.samples or [] if not _is_twin(other)]
     methods = [other["method"] for other in found if other["status"] in ("scored", "incoherent")]
     judged = _judged(sample)
     yield {
         **{key: sample.metadata[key] for key in keys},
         **judged,
+        "set": sample.metadata.get("set", ""),
         "grader": " + ".join(model.model for model in models if model is not None),
         "trait_score": judged["raw_trait"] if judged["status"] == "incoherent" else judged["trait_score"],
         "method": methods[0] if methods else "",

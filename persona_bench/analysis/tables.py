@@ -33,6 +33,7 @@ from persona_bench.analysis.grouping import (
     spread,
     with_interval,
 )
+from persona_bench.analysis.hard_cases import HARD_CASES, hard_case_rows
 from persona_bench.analysis.limits import MONITORS, limit_rows
 from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_SORT, METHOD_TABLES, method_rows
 from persona_bench.analysis.monitoring import SIGNALS, monitoring_rows
@@ -68,11 +69,13 @@ CONTROL_DOSE_TOLERANCE = 0.25
 CELL = ("vector", "setting", "layers", "layer", "coefficient", "relative_dose")
 """What names a cell of a sweep (`inspect_ext.cells.Cell`)."""
 
+_LABELLED = (
+    *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
+    *("trait_score", "status", "coherence", "log"),
+)
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "judge": (
-        *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
-        *("trait_score", "status", "coherence", "log"),
-    ),
+    "judge": _LABELLED,
+    "twins": _LABELLED,
     "panel": ("eval", "trait", "sample_id", "question_id", "member", "status", "trait_score", "log"),
     "elicitation": (
         *("trait", "side", "pair", "question_id", "epoch", "status", "trait_score", "coherence"),
@@ -118,6 +121,7 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *with_interval("trait_score", "right", "auroc"),
         "log",
     ),
+    "hard_cases": HARD_CASES,
     "judge_panel": (
         *("trait", "eval", "first", "second", "n", "n_unscored", *with_interval("same_outcome"), "n_scored"),
         *(*with_interval("spearman", "kappa", "difference"), "log"),
@@ -190,7 +194,8 @@ _MEASURED: Mapping[str, tuple[str, ...]] = {
         *("n_select", "n_report", "reason", "log"),
     ),
     "limits": (
-        *("trait", "behaviour", "monitor", "detail", "layer", "n", "n_select", *with_interval("auroc")),
+        *("trait", "behaviour", "monitor", "sees", "detail", "layer", "n", "n_select", "n_refusal", "n_unscored"),
+        *with_interval("auroc"),
         *(*with_interval("excess_random", "excess_text"), "threshold_1", *with_interval("tpr_1", "fpr_1"), "log"),
     ),
     "evasion": (
@@ -209,6 +214,7 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 _SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "source", "grader", "method", "half"),
     "judge_cases": ("trait", "kind", "grader", "method"),
+    "hard_cases": ("trait", "grader", "method", "kind"),
     "judge_panel": ("trait", "eval", "first", "second"),
     "elicitation": ("trait", "side"),
     "steering": ("trait", "half", "vector", "setting", "layer", "layers", "coefficient"),
@@ -236,7 +242,7 @@ _TEXT = frozenset(
     "trait other grader method half source kind side vector sign reason direction signal scope condition text_baseline "
     "sample_id token scoring benchmark setting layers group warning vector_id log eval first second "
     "family version arm set detector measure outcome paper pool pick made_of "
-    "claim statement paper_value verdict section rule question_id behaviour way monitor detail aspect".split()
+    "claim statement paper_value verdict section rule question_id behaviour way monitor sees detail aspect".split()
 )
 
 
@@ -255,6 +261,7 @@ class Samples:
 
     Attributes:
         judge: answers with a known level, scored by the judge.
+        twins: twins of the hard cases among those, and further hard cases with theirs; no gate looks at them.
         elicitation: answers under positive and negative instructions.
         steering: answers in each cell of a sweep; `vector` is persona, random, prompt (words instead) or none,
             `layers` is text, and `relative_dose` is NaN where there is no dose (cap, ablate).
@@ -306,6 +313,7 @@ class Samples:
     readings: pd.DataFrame = field(default_factory=lambda: _empty("readings"))
     variants: pd.DataFrame = field(default_factory=lambda: _empty("variants"))
     sensitivity: pd.DataFrame = field(default_factory=lambda: _empty("sensitivity"))
+    twins: pd.DataFrame = field(default_factory=lambda: _empty("twins"))
 
     def __post_init__(self) -> None:
         for name in SAMPLE_COLUMNS:
@@ -353,6 +361,7 @@ def build_tables(
     tables = {
         "judge": _judge_table(samples.judge, draw, judge_methods or {}),
         "judge_cases": _judge_cases(samples.judge, draw),
+        "hard_cases": _frame("hard_cases", list(hard_case_rows(samples.judge, samples.twins, draw))),
         "judge_panel": _frame("judge_panel", list(panel_rows(samples.panel, draw))),
         "elicitation": _elicitation_table(samples.elicitation, draw),
         "steering": steering,

@@ -413,14 +413,20 @@ class MethodSizes:
     Attributes:
         questions: extraction questions that are asked under each description.
         rollouts: responses to each, a side.
+        sets: of other questions, drawn from those of extraction and monitoring (`definitions.question_sets`).
+        set_questions: in each of them, asked under every instruction of the trait.
+        set_rollouts: responses to each question, instruction and side.
         steered: which vectors of other descriptions or questions are steered with: `clear` and `vague` (all clear, or
-            all vague descriptions together), `description` (each by itself), `questions` (each re-drawn half).
+            all vague descriptions together), `description` (each by itself), `questions` (each set).
         draws: random subsets of responses, and random splits, for each number.
         random_vectors: random directions beside the other traits' vectors.
     """
 
     questions: int
     rollouts: int
+    sets: int
+    set_questions: int
+    set_rollouts: int
     steered: tuple[str, ...]
     draws: int
     random_vectors: int
@@ -428,9 +434,36 @@ class MethodSizes:
 
 _EVERY_VARIANT = ("clear", "vague", "description", "questions")
 METHOD = {
-    "quick": MethodSizes(questions=5, rollouts=2, steered=("clear", "vague"), draws=20, random_vectors=16),
-    "standard": MethodSizes(questions=20, rollouts=2, steered=_EVERY_VARIANT, draws=50, random_vectors=64),
-    "paper": MethodSizes(questions=20, rollouts=10, steered=_EVERY_VARIANT, draws=50, random_vectors=64),
+    "quick": MethodSizes(
+        questions=5,
+        rollouts=2,
+        sets=2,  # as many responses for both as the run's own vector is made of
+        set_questions=4,
+        set_rollouts=1,
+        steered=("clear", "vague", "questions"),
+        draws=20,
+        random_vectors=16,
+    ),
+    "standard": MethodSizes(
+        questions=20,
+        rollouts=2,
+        sets=5,
+        set_questions=14,  # five times 14 are all of a trait's 20 and 50
+        set_rollouts=1,
+        steered=_EVERY_VARIANT,
+        draws=50,
+        random_vectors=64,
+    ),
+    "paper": MethodSizes(
+        questions=20,
+        rollouts=10,
+        sets=5,
+        set_questions=14,
+        set_rollouts=10,
+        steered=_EVERY_VARIANT,
+        draws=50,
+        random_vectors=64,
+    ),
 }
 
 

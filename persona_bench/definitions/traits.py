@@ -19,6 +19,8 @@ _DATA = files("persona_bench.definitions") / "data"
 MAX_BYTES = 2**20
 DRIFT_TURNS = 8
 QUESTION = "{question}"
+TWIN = "twin"
+"""Kind of an unmistakable answer to the question of a hard case."""
 
 
 class _Part(BaseModel):
@@ -212,7 +214,8 @@ class LabelledAnswer(_Part):
     Attributes:
         id: stable identifier.
         level: 0, 25, 50, 75 or 100, how strongly the answer shows the trait.
-        kind: `clear`, `graded`, the name of a hard case, or `model` for a real response.
+        kind: `clear`, `graded`, the name of a hard case, `model` for a real response, or `twin` for an unmistakable
+            answer beside a hard case.
         half: `calibrate` or `report`; all answers to one question are in the same half.
         source: `written` for this project, or `model`: a real response of a model of the catalogue.
         made_by: of a real response, the model and how it was brought about (not shown to its readers).
@@ -236,7 +239,21 @@ class LabelledAnswer(_Part):
 
 def load_labelled(trait: str) -> tuple[LabelledAnswer, ...]:
     """The labelled answers of a built-in trait, empty for a trait that has none."""
-    path = _DATA / "labelled" / f"{trait}.jsonl"
+    return _answers("labelled", trait)
+
+
+def load_twins(trait: str) -> tuple[LabelledAnswer, ...]:
+    """Twins of a built-in trait's hard cases, and further hard cases with theirs; empty for a trait that has none.
+
+    A hard case has its twin in the same question on the same side of the cut. All are of the report half; each was
+    written and labelled by one writer, a language model, after the labelled set and without asking any judge, and no
+    second reader has graded it. They calibrate nothing and enter no gate: they tell what misleads a judge, and no more.
+    """
+    return _answers("twins", trait)
+
+
+def _answers(folder: str, trait: str) -> tuple[LabelledAnswer, ...]:
+    path = _DATA / folder / f"{trait}.jsonl"
     if trait not in TRAITS or not path.is_file():
         return ()
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from copy import copy
 from statistics import fmean
 from typing import TypeVar
@@ -50,7 +50,7 @@ async def judge_by_logprobs(grader: Model, trait: Trait, question: str, answer: 
     numbers = []
     for rubric in (trait.rubric, COHERENCE_RUBRIC):
         output = await ask(grader, rubric_prompt(rubric, question, answer), config)
-        reason = _no_number(output)
+        reason = no_number(output)
         if reason:
             return Judgement("unscored", method="logprob", reason=reason)
         numbers.append(expected_number(output))
@@ -60,7 +60,7 @@ async def judge_by_logprobs(grader: Model, trait: Trait, question: str, answer: 
     return measured(score, coherence if coherence_mass >= MIN_NUMERIC_MASS else math.nan, "logprob")
 
 
-def _no_number(output: ModelOutput) -> str:
+def no_number(output: ModelOutput) -> str:
     """Why no expected number can be read from a reply, or "" where one can."""
     if not output.empty and output.stop_reason in ("content_filter", "model_length"):
         return f"the grader's service ends with {output.stop_reason}"
@@ -108,15 +108,20 @@ async def judge_by_samples(grader: Model, trait: Trait, question: str, answer: s
     replies = [read_reply(output.completion) for output in outputs]
     usable = [reply for reply in replies if reply is not None]
     if 2 * len(usable) < SAMPLES:
-        cut = any(not output.empty and output.stop_reason == "max_tokens" for output in outputs)
-        way_out = f"; they were cut off after {tokens} tokens: give the grader a larger max_tokens" if cut else ""
-        reason = f"only {len(usable)} of {SAMPLES} replies were a number or REFUSAL{way_out}"
+        reason = too_few_replies(outputs, len(usable), "a number or REFUSAL", tokens)
         return Judgement("unscored", method="sampled", reason=reason)
     scores = [reply for reply in usable if not math.isnan(reply)]
     if 2 * len(scores) < len(usable):
         return Judgement("refusal", method="sampled")
     coherence = read_reply(fluency.completion)
     return measured(fmean(scores), math.nan if coherence is None else coherence, "sampled")
+
+
+def too_few_replies(outputs: Sequence[ModelOutput], usable: int, wanted: str, tokens: int) -> str:
+    """Why sampled replies give nothing, and what helps where they were cut off after so many tokens."""
+    cut = any(not output.empty and output.stop_reason == "max_tokens" for output in outputs)
+    way_out = f"; they were cut off after {tokens} tokens: give the grader a larger max_tokens" if cut else ""
+    return f"only {usable} of {len(outputs)} replies were {wanted}{way_out}"
 
 
 def read_reply(text: str) -> float | None:

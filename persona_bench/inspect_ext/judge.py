@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import cast
 from weakref import WeakSet
 
@@ -28,6 +29,8 @@ from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_sample
 from persona_bench.inspect_ext.judgement import Judgement, as_score, as_turn_scores, measured, merge
 from persona_bench.inspect_ext.judgement_store import judged_once, key_of
 from persona_bench.inspect_ext.voices import ask_voice, local_api, read
+
+Ask = Callable[[], Awaitable[Judgement]]
 
 ASKED = ("logprob", "sampled")
 VERSION = 2  # raise it when a grader's replies are asked for or read otherwise: kept judgements are then made anew
@@ -52,12 +55,12 @@ _OPERATIONAL = {
 _without_logprobs: WeakSet[ModelAPI] = WeakSet()
 
 
-async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, method: Method) -> Judgement:
-    """By a grader that answers in words; under `auto`, sampled numbers serve where it gives no logprobs."""
+async def asked(grader: Model, method: Method, logprobs: Ask, samples: Ask) -> Judgement:
+    """By a grader that answers in words; under `auto`, sampled replies serve where it gives no logprobs."""
     if method == "sampled" or (method == "auto" and grader.api in _without_logprobs):
-        return await judge_by_samples(grader, trait, question, answer)
+        return await samples()
     try:
-        result = await judge_by_logprobs(grader, trait, question, answer)
+        result = await logprobs()
     except (RunError, LimitExceededError):
         raise
     except Exception as error:
@@ -66,8 +69,13 @@ async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, 
         result = Judgement("unscored", reason=str(error))
     if method == "auto" and result.status == "unscored" and "logprob" in result.reason.lower():
         _without_logprobs.add(grader.api)
-        return await judge_by_samples(grader, trait, question, answer)
+        return await samples()
     return result
+
+
+async def _judge_asked(grader: Model, trait: Trait, question: str, answer: str, method: Method) -> Judgement:
+    said = (grader, trait, question, answer)
+    return await asked(grader, method, partial(judge_by_logprobs, *said), partial(judge_by_samples, *said))
 
 
 async def _judge_locally(grader: Model, trait: Trait, question: str, answer: str, method: Method) -> Judgement:
@@ -94,12 +102,27 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
     if not answer.strip():
         return Judgement("unscored", reason="the response is empty")
     ask = _judge_locally if local else _judge_asked
+    return await counted(
+        partial(_identity, grader, trait, method),
+        (method, trait.rubric, question, answer),
+        partial(ask, grader, trait, question, answer, method),
+    )
+
+
+async def counted(identify: Callable[[], Awaitable[str | None]], texts: Sequence[str], ask: Ask) -> Judgement:
+    """A judgement by its content: the kept one, or a new one; what fails is unscored with its reason, never a number.
+
+    Args:
+        identify: what judgements depend on besides the texts; None keeps none.
+        texts: all that is judged, and what is asked of it.
+        ask: judges.
+
+    Raises:
+        RunError: the method does not fit the grader, or the grader can judge nothing at all.
+    """
     try:
-        identity = await _identity(grader, trait, method)
-        if identity is None:
-            return await ask(grader, trait, question, answer, method)
-        key = key_of(str(VERSION), identity, method, trait.rubric, question, answer)
-        return await judged_once(key, lambda: ask(grader, trait, question, answer, method))
+        identity = await identify()
+        return await (ask() if identity is None else judged_once(key_of(str(VERSION), identity, *texts), ask))
     except DataError as error:  # this response cannot be judged, such as one longer than a local grader's context
         return Judgement("unscored", reason=str(error))
     except (PersonaBenchError, LimitExceededError):
@@ -111,10 +134,15 @@ async def judge(grader: Model, trait: Trait, question: str, answer: str, method:
 
 
 async def _identity(grader: Model, trait: Trait, method: Method) -> str | None:
-    """What a grader's judgements depend on besides the texts; None for a mock, whose answers are scripted."""
+    """What a grader's judgements depend on besides the texts."""
     if is_local(grader):
         calibration = await calibrated(grader, trait, method)
         return f"{calibration.key} {local_api(grader).reading_arithmetic}"
+    return service_identity(grader)
+
+
+def service_identity(grader: Model) -> str | None:
+    """What the replies of a grader that answers in words depend on; None for a mock, whose answers are scripted."""
     if str(grader).startswith("mockllm/"):
         return None
     config = grader.config.model_dump(exclude_none=True, mode="json", exclude=_OPERATIONAL)

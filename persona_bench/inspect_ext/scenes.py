@@ -112,6 +112,29 @@ def _items(way: str, choice: Choice) -> list[ScoreItem]:
     ]
 
 
+def scene_prompt(way: str, held: dict[str, Any]) -> str:
+    """What the model is told, of a part as the sample's metadata holds it."""
+    return _prompt(way, _choice(held))
+
+
+def taken(said: dict[str, Any], part: str, way: str) -> int | None:
+    """Index of the option that is the likelier answer; a tie takes the one that is not marked.
+
+    Args:
+        said: metadata of a sample that was solved.
+        part: choice or check.
+        way: letter or cloze.
+
+    Returns:
+        None where there is no answer: a text longer than the context, or a check that the pair's other scene has.
+    """
+    found = said["answers"].get(part, {}).get(way)
+    if not found:
+        return None
+    marked = int(said[part]["marked"])
+    return marked if found[marked] > found[1 - marked] else 1 - marked
+
+
 def _likelihoods(scores: Sequence[dict[str, Any] | None]) -> list[float] | None:
     """Log-likelihood per token of each answer; None where one is longer than the model's context."""
     fits = [score for score in scores if score is not None]
@@ -160,9 +183,9 @@ def chosen() -> Scorer:
         value: dict[str, str | int | float | bool | None] = {}
         for name, suffix in zip(PARTS, ("", "_check"), strict=True):
             for way in WAYS:
-                found = state.metadata["answers"].get(name, {}).get(way)
-                marked = int(state.metadata[name]["marked"]) if found else 0
-                value[f"{way}{suffix}"] = float(found[marked] > found[1 - marked]) if found else math.nan
+                option = taken(state.metadata, name, way)
+                right = option is not None and option == state.metadata[name]["marked"]
+                value[f"{way}{suffix}"] = math.nan if option is None else float(right)
         return Score(value=value)
 
     return score

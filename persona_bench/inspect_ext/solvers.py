@@ -9,6 +9,9 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from persona_bench.inspect_ext.requests import ExtraArgs
 
+TWINS = "twins"
+"""`metadata["set"]` of answers that are judged beside the labelled ones and enter no measure of the judge's gate."""
+
 
 def row_seed(sample_id: str | int, epoch: int, seed: int) -> int:
     """A 63-bit seed of its own for each sample and epoch, so that no text depends on what ran before it."""

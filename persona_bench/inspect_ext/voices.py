@@ -38,12 +38,29 @@ async def ask_voice(grader: Model, trait: Trait, question: str, answer: str, voi
     """
     if voice == "probe":
         return await read(grader, question, answer)
-    extra = ExtraArgs(score=tuple(voice_items(trait, question, answer, voice)))
+    return np.array([read_voice(voice, await _likelihoods(grader, voice_items(trait, question, answer, voice)))])
+
+
+async def yes_or_no(grader: Model, content: str) -> float:
+    """Log-odds of Yes against No as the answer to a question.
+
+    Raises:
+        DataError: the question is longer than the grader's context.
+    """
+    return read_voice("yes_no", await _likelihoods(grader, [_asked(content)]))
+
+
+async def _likelihoods(grader: Model, items: Sequence[ScoreItem]) -> list[dict[str, Any]]:
+    extra = ExtraArgs(score=tuple(items))
     output = await grader.generate("", config=GenerateConfig(extra_body=extra.body()))
     scores = cast(dict[str, Any], output.metadata)["scores"]
     if None in scores:
         raise DataError(f"a response does not fit the context of {grader.name}; shorten it, or take another grader")
-    return np.array([read_voice(voice, scores)])
+    return list(scores)
+
+
+def _asked(content: str) -> ScoreItem:
+    return ScoreItem(messages=({"role": "user", "content": content},), alternatives=("Yes", "No"))
 
 
 async def read(grader: Model, question: str, answer: str) -> np.ndarray:
@@ -55,7 +72,7 @@ def voice_items(trait: Trait, question: str, answer: str, voice: str) -> list[Sc
     """The likelihoods to ask a local grader for, in the order `read_voice` expects."""
     if voice == "yes_no":
         content = f"Question: {question}\nAnswer: {answer}\n\nIs this answer {trait.positive_name}? Answer Yes or No."
-        return [ScoreItem(messages=({"role": "user", "content": content},), alternatives=("Yes", "No"))]
+        return [_asked(content)]
     if not trait.judge_instructions:
         raise RunError(
             f"trait {trait.name} has no judge_instructions, which method contrast needs; add two pairs to its file"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_bench.definitions.presets import Preset, load_preset
 from persona_bench.definitions.trait_review import load_reviewed
-from persona_bench.definitions.traits import Trait, load_labelled
+from persona_bench.definitions.traits import Trait, load_labelled, load_twins
 from persona_bench.errors import ExtractionError, RunError
 from persona_bench.files import write_atomic
 from persona_bench.pipeline.settings import JUDGED, NEED_VECTORS, Say, Settings, model_spec
@@ -189,11 +189,15 @@ class Core:
                 for trait in self.traits
                 for responses in [self._planned_responses(trait)]
             ]
-            calls, tokens = (sum(column) for column in zip(*plans, strict=True))
+            calls, tokens = (sum(column) for column in zip(*plans, self._further_calls(), strict=True))
             self.say(
                 f"grader {spec}: at most {calls:,} calls with about {tokens:,} input tokens (three times the calls "
                 "where it gives no logprobs); identical responses are judged once"
             )
+
+    def _further_calls(self) -> tuple[int, int]:
+        """(calls, input tokens) beside those about a trait's responses, at most."""
+        return 0, 0
 
     def _planned_responses(self, trait: Trait) -> int:
         """How many responses the run will have judged for a trait, at most."""
@@ -201,7 +205,8 @@ class Core:
         from persona_bench.inspect_ext.conditions import conversations
 
         sizes = self.preset
-        n = sum(item.half == "report" for item in load_labelled(trait.name)) if self._wants("judge_validity") else 0
+        labelled = sum(item.half == "report" for item in load_labelled(trait.name))
+        n = labelled + len(load_twins(trait.name)) if self._wants("judge_validity") else 0
         n += min(sizes.extraction_questions, len(trait.extraction_questions)) * (
             2 * len(trait.instructions) * sizes.extraction_rollouts
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persona_bench.definitions.evasion import EVASION, has_texts, system_prompts
 from persona_bench.definitions.outcomes import UNFILTERED
 from persona_bench.definitions.presets import load_limits_preset, load_method_sizes
-from persona_bench.definitions.scenarios import BEHAVIOURS
+from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.traits import Trait
 from persona_bench.pipeline.core import Core
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+    from persona_bench.vectors.variants import Responses
     from persona_bench.vectors.vector import PersonaVector
+
+ELICITED = ("trait_elicitation", "limits_descriptions", "limits_questions")
+"""The run's own responses, those under other descriptions, and those to other questions."""
 
 
 class Limits(Core):
@@ -34,19 +38,37 @@ class Limits(Core):
             n += questions * len(system_prompts(trait, limits)) * limits.evasion_rollouts
         return n + self._planned_of_method(trait, questions)
 
+    def _further_calls(self) -> tuple[int, int]:
+        """Two questions about each scene, for either way of choosing, by four characters a token."""
+        from persona_bench.inspect_ext.scene_judge import transcript_question
+
+        if not self._wants("stated_limits"):
+            return super()._further_calls()
+        topics = load_limits_preset(self.preset.name).topics
+        asked = [
+            len(transcript_question(name, scene.choice.prompt, scene.choice.options[0] if answered else None)) / 4
+            for name in BEHAVIOURS
+            for scene in load_scenes(name)
+            for answered in (False, True)
+            if scene.topic < topics
+        ]
+        return 2 * len(asked), round(2 * sum(asked))
+
     def _planned_of_method(self, trait: Trait, questions: int) -> int:
         """Those under other descriptions and other vectors, if every vector can be made."""
         from persona_bench.definitions.descriptions import description_groups, load_descriptions
-        from persona_bench.vectors.sensitivity import QUESTION_SETS
+        from persona_bench.definitions.question_sets import question_sets
 
         own, doses = load_method_sizes(self.settings.preset), sum(dose > 0 for dose in self.preset.doses)
         asked = min(own.questions, len(trait.extraction_questions)) * own.rollouts
         steered = sum(name.split(":")[0] in own.steered for name in description_groups(trait.name))
-        steered += QUESTION_SETS * ("questions" in own.steered)
+        steered += own.sets * ("questions" in own.steered)
+        others = len(frozenset().union(*question_sets(trait, own, self.settings.seed))) * own.set_rollouts
         # Of a trait without a vector, that of all responses at every layer, on both halves, with what stands beside it.
         raw = 1 + len(self.preset.layers(self.loaded.n_layers)) * doses + self.preset.random_vectors
         most = max(steered * doses * (questions // 2), raw * questions)
-        return 2 * len(load_descriptions(trait.name)) * asked + most * self.preset.steering_rollouts
+        elicited = 2 * len(load_descriptions(trait.name)) * asked + 2 * len(trait.instructions) * others
+        return elicited + most * self.preset.steering_rollouts
 
     def limits(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
         """What the paper does not show its vectors to detect: every behaviour, and evasion of each trait's vector."""
@@ -74,8 +96,8 @@ class Limits(Core):
         return (self.folder / FOLDER).resolve()
 
     def limits_of_method(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
-        """Other descriptions, vectors made otherwise, and what the elicited responses tell: stated limits S1 to S6."""
-        from evals.stated_limits.method import limits_descriptions
+        """Other descriptions and questions, their vectors, and what all responses tell: stated limits S1 to S6."""
+        from evals.stated_limits.method import limits_descriptions, limits_questions
         from persona_bench.definitions.descriptions import load_descriptions
 
         if not self._wants("stated_limits"):
@@ -86,19 +108,25 @@ class Limits(Core):
             if load_descriptions(trait.name)
         ]
         self._eval_set("limits-descriptions", tasks)
+        tasks = [
+            limits_questions(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+            for name in self.settings.traits
+        ]
+        self._eval_set("limits-questions", tasks)
         logs = self._logs()
         named = zip(self.settings.traits, self.traits, strict=True)
         variants = [self._variants(*pair, logs, vectors, layers) for pair in named]
         self._eval_set("limits-variants", [task for task in variants if task is not None])
         self.method = [self._read_again(trait, logs, vectors, layers) for trait in self.traits]
 
-    def _responses(self, trait: Trait, logs: dict[str, EvalLog]) -> tuple[Any, Any, dict[str, str]]:
-        """The trait's own responses, those under other descriptions, and the ids of their logs."""
+    def _responses(self, trait: Trait, logs: dict[str, EvalLog]) -> tuple[Responses, dict[str, str]]:
+        """What was elicited of the trait, and the ids of the logs."""
         from persona_bench.analysis.samples import rollouts
+        from persona_bench.vectors.variants import Responses
 
-        names = [f"{task}/{trait.name}" for task in ("trait_elicitation", "limits_descriptions")]
-        own, described = (rollouts(logs[name]) if name in logs else [] for name in names)
-        return own, described, {name: logs[name].eval.eval_id for name in names if name in logs}
+        names = [f"{task}/{trait.name}" for task in ELICITED]
+        said = Responses(*(rollouts(logs[name]) if name in logs else [] for name in names))
+        return said, {name: logs[name].eval.eval_id for name in names if name in logs}
 
     def _variants(
         self,
@@ -117,10 +145,10 @@ class Limits(Core):
         from persona_bench.vectors.variants import RAW, make_vectors, plan_variants
         from persona_bench.vectors.vector import PersonaVector
 
-        own, described, ids = self._responses(trait, logs)
-        seed, rule, plan = self.settings.seed, self._filter, {RAW: own}
+        said, ids = self._responses(trait, logs)
+        seed, rule, plan = self.settings.seed, self._filter, {RAW: list(said.own)}
         if trait.name in vectors:
-            plan = dict(plan_variants(trait, own, described, load_method_sizes(self.settings.preset), seed))
+            plan = dict(plan_variants(trait, said, load_method_sizes(self.settings.preset), seed))
         else:
             elicited = collect({name: logs[name] for name in ids}, [], self._filter).elicitation
             if induced_row(elicited, trait.name, Draw(seed, RESAMPLES))["induced"]:
@@ -145,7 +173,7 @@ class Limits(Core):
         """What one pass over the trait's responses tells; kept, and made again only where what is behind it changed."""
         from persona_bench.vectors.variants import kept_rows, read_trait
 
-        own, described, ids = self._responses(trait, logs)
+        said, ids = self._responses(trait, logs)
         sizes, swept = load_method_sizes(self.settings.preset), self.preset.layers(self.loaded.n_layers)
         chosen = {trait.name: swept[len(swept) // 2], **layers}
         hashes = {name: vector.hash for name, vector in sorted(vectors.items())}
@@ -157,8 +185,7 @@ class Limits(Core):
             return read_trait(
                 self.engine,
                 trait,
-                own,
-                described,
+                said,
                 vectors,
                 chosen,
                 swept,
@@ -168,17 +195,17 @@ class Limits(Core):
             )
 
         rows = kept_rows(self.folder / "limits" / f"{trait.name}.json", {**behind, **settings}, make)
-        return by_log(rows, list(ids))
+        return by_log(rows, trait.name)
 
 
-def by_log(rows: Mapping[str, list[dict[str, Any]]], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The rows with the log that each was read from: the trait's own, or that of its other descriptions."""
+def by_log(rows: Mapping[str, list[dict[str, Any]]], trait: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows with the log that each was read from: of the trait's own responses, of descriptions or of questions."""
     from persona_bench.vectors.sensitivity import SAME_NUMBER
 
-    own_log, *other_log = names
+    own, described, asked = (f"{task}/{trait}" for task in ELICITED)
 
     def log_of(row: dict[str, Any]) -> str:
-        described_by = other_log and row.get("aspect") == "description" and not row["setting"].endswith(SAME_NUMBER)
-        return other_log[0] if described_by else own_log
+        behind = {"description": described, "questions": asked}.get(row.get("aspect", ""), own)
+        return own if str(row.get("setting", "")).endswith(SAME_NUMBER) else behind
 
     return {name: [{**row, "log": log_of(row)} for row in found] for name, found in rows.items()}

@@ -222,7 +222,7 @@ class Rejudged(Run):
             path = self.source / "limits" / f"{trait.name}.json"
             if path.exists() and self._wants("stated_limits"):
                 held = json.loads(path.read_text(encoding="utf-8"))
-                found.append(by_log(held["rows"], list(held["key"]["logs"])))
+                found.append(by_log(held["rows"], trait.name))
         return found
 
     @property

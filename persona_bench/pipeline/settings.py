@@ -15,7 +15,7 @@ from persona_bench.definitions.evasion import texts as evasion_texts
 from persona_bench.definitions.outcomes import FILTERS
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
-from persona_bench.definitions.traits import load_labelled, load_trait
+from persona_bench.definitions.traits import load_labelled, load_trait, load_twins
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder
 
@@ -76,7 +76,7 @@ class Settings:
         texts = [load_trait(name).hash for name in self.traits]
         if "stated_limits" in self.evals:
             texts += [evasion_texts(), *(scene.choice.prompt for name in BEHAVIOURS for scene in load_scenes(name))]
-        labels = [[item.model_dump() for item in load_labelled(name)] for name in self.traits]
+        labels = [[item.model_dump() for item in (*load_labelled(name), *load_twins(name))] for name in self.traits]
         content = json.dumps([asdict(self), texts, labels, version("persona-bench")], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 

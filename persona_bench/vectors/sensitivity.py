@@ -1,13 +1,13 @@
 """How much a vector depends on the method's own choices: the same readings averaged in other ways.
 
 Every row is one other vector with its cosine to the one of the run (or, of splits, to the other half). All follow from
-the readings of one pass, so no choice is mixed up with other responses, but for other descriptions.
+the readings of one pass, so no choice is mixed up with other responses, but for other descriptions and questions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -22,9 +22,9 @@ SMALLEST = 4
 SAME_NUMBER = ", same number"
 """After the name of a description: as many of the run's own responses, drawn at random."""
 EACH_OTHER = ", each other"
-"""After the name of several descriptions: every two of them."""
-QUESTION_SETS = 5
-"""Re-drawn halves of the questions."""
+"""After the name of several descriptions or question sets: every two of them."""
+_MEMBER = {"description": "pair", "questions": "question_id"}
+"""What of a response says which description or question it belongs to."""
 Row = dict[str, Any]
 
 
@@ -65,29 +65,32 @@ def sensitivity_rows(
     hidden = readings.at(layer)
     rows += _of_numbers(hidden, layer, kept, positive, reference, draws, rng)
     rows += _of_splits(readings.items, hidden, layer, kept, positive, draws, rng)
-    rows += _of_question_sets(readings.items, hidden, layer, kept, positive, reference, rng)
     return rows
 
 
-def description_rows(
+def group_rows(
+    aspect: str,
     readings: Readings,
     full: Readings,
-    groups: Mapping[str, Sequence[int]],
+    groups: Mapping[str, Sequence[Collection[int]]],
     rule: Filter,
     layer: int,
     draws: int,
     rng: np.random.Generator,
 ) -> list[Row]:
-    """The vector of each group of descriptions against the run's, and of each against each other.
+    """The vector of each group of descriptions or question sets against the run's, and of each against each other.
 
     Beside it stand subsets of the run's own responses of that size.
 
-    Fewer responses alone turn a vector: what a description does is the distance between `NAME` and `NAME, same number`.
+    Fewer responses alone turn a vector: what a description or a set of questions does is the distance between `NAME`
+    and `NAME, same number`.
 
     Args:
-        readings: of the responses under other descriptions, whose number is the `pair` of a response.
+        aspect: description or questions, which says what the members of a group are: the `pair` of a response (which is
+            the number of its description), or its `question_id`.
+        readings: of the responses under other descriptions, or to other questions.
         full: of the run's own responses.
-        groups: name -> the descriptions in it.
+        groups: name -> what is compared with each other in it, each as the ids that belong to it.
         rule: the run's filter.
         layer: the chosen one.
         draws: random subsets.
@@ -97,13 +100,16 @@ def description_rows(
     hidden = full.at(layer)
     reference = _direction(hidden, whole, of_whole)
     passed, positive = kept_by(readings.items, rule), _positive(readings.items)
-    pair = np.array([item.pair for item in readings.items], int)
+    member = np.array([getattr(item, _MEMBER[aspect]) for item in readings.items], int)
     told = readings.at(layer)
-    rows: list[Row] = list(_between(told, layer, passed, positive, pair, groups))
-    for name, members in groups.items():
-        kept = passed & np.isin(pair, list(members))
+    rows: list[Row] = []
+    for name, parts in groups.items():
+        of_part = [passed & np.isin(member, list(ids)) for ids in parts]
+        for draw, (first, second) in enumerate(combinations(of_part, 2)):
+            rows.append(_split(aspect, f"{name}{EACH_OTHER}", told, layer, first, second, positive, draw))
+        kept = np.logical_or.reduce(of_part)
         own = _direction(told, kept, positive)
-        rows.append(_row("description", name, layer, kept, positive, own, reference))
+        rows.append(_row(aspect, name, layer, kept, positive, own, reference))
         if not _both(kept, positive) or not _both(whole, of_whole):
             continue
         sizes = [min(int((kept & side).sum()), int((whole & mine).sum()))
@@ -111,31 +117,8 @@ def description_rows(
         for draw in range(draws):
             some = _subset(whole, of_whole, sizes[0], sizes[1], rng)
             direction = _direction(hidden, some, of_whole)
-            rows.append(_row("description", f"{name}{SAME_NUMBER}", layer, some, of_whole, direction, reference, draw))
+            rows.append(_row(aspect, f"{name}{SAME_NUMBER}", layer, some, of_whole, direction, reference, draw))
     return rows
-
-
-def _between(
-    hidden: np.ndarray,
-    layer: int,
-    passed: np.ndarray,
-    positive: np.ndarray,
-    pair: np.ndarray,
-    groups: Mapping[str, Sequence[int]],
-) -> Iterator[Row]:
-    """Descriptions against each other: within each group of several, every two of them."""
-    for name, members in groups.items():
-        for draw, (one, other) in enumerate(combinations(members, 2)):
-            first, second = (passed & (pair == number) for number in (one, other))
-            yield _split("description", f"{name}{EACH_OTHER}", hidden, layer, first, second, positive, draw)
-
-
-def question_halves(items: Sequence[Rollout], rng: np.random.Generator) -> list[frozenset[int]]:
-    """Half of the questions, drawn anew several times: what another author of questions might have left out."""
-    questions = sorted({item.question_id for item in items})
-    return [
-        frozenset(int(one) for one in rng.permutation(questions)[: len(questions) // 2]) for _ in range(QUESTION_SETS)
-    ]
 
 
 def _of_filters(
@@ -188,23 +171,6 @@ def _of_splits(
         sizes = [int((kept & side).sum()) // 2 for side in (positive, ~positive)]
         half = _subset(kept, positive, sizes[0], sizes[1], rng)
         yield _split("seed", "random halves", hidden, layer, half, kept & ~half, positive, draw)
-
-
-def _of_question_sets(
-    items: Sequence[Rollout],
-    hidden: np.ndarray,
-    layer: int,
-    kept: np.ndarray,
-    positive: np.ndarray,
-    reference: np.ndarray | None,
-    rng: np.random.Generator,
-) -> Iterator[Row]:
-    question = np.array([item.question_id for item in items])
-    for draw, asked in enumerate(question_halves(items, rng)):
-        some = kept & np.isin(question, list(asked))
-        own = _direction(hidden, some, positive)
-        yield _row("questions", "half of them", layer, some, positive, own, reference, draw)
-        yield _split("questions", "half against the other half", hidden, layer, some, kept & ~some, positive, draw)
 
 
 def _split(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,65 @@ import numpy as np
 from persona_bench.definitions.descriptions import description_groups
 from persona_bench.definitions.outcomes import AnyFilter, Filter
 from persona_bench.definitions.presets import MethodSizes
+from persona_bench.definitions.question_sets import question_sets
 from persona_bench.definitions.traits import Trait
 from persona_bench.errors import DataError, ExtractionError
 from persona_bench.files import write_atomic
 from persona_bench.models.engine import Engine
 from persona_bench.vectors.extraction import Rollout, extract, refusal_direction
 from persona_bench.vectors.readings import Readings, projections, read_responses
-from persona_bench.vectors.sensitivity import description_rows, question_halves, sensitivity_rows
+from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows
 from persona_bench.vectors.vector import PersonaVector
 
 RAW = "raw"
 Rows = list[dict[str, Any]]
 
 
-def plan_variants(
-    trait: Trait, own: Sequence[Rollout], described: Sequence[Rollout], sizes: MethodSizes, seed: int
-) -> Iterator[tuple[str, list[Rollout]]]:
+SETS = "sets"
+"""All question sets together; `questions:K` is one of them."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What was elicited of a trait.
+
+    Attributes:
+        own: the run's responses.
+        described: those under other descriptions, whose number is the `pair` of a response; may be empty.
+        asked: those to other questions, whose place in the pool is the `question_id`; may be empty.
+    """
+
+    own: Sequence[Rollout]
+    described: Sequence[Rollout] = ()
+    asked: Sequence[Rollout] = ()
+
+
+def description_parts(trait: Trait) -> dict[str, list[frozenset[int]]]:
+    """Name -> the descriptions in it, each by itself."""
+    return {name: [frozenset({one}) for one in members] for name, members in description_groups(trait.name).items()}
+
+
+def question_parts(trait: Trait, sizes: MethodSizes, seed: int) -> dict[str, list[frozenset[int]]]:
+    """Name -> the question sets in it: each by itself, and all."""
+    drawn = question_sets(trait, sizes, seed)
+    return {SETS: list(drawn), **{f"questions:{number}": [ids] for number, ids in enumerate(drawn)}}
+
+
+def plan_variants(trait: Trait, said: Responses, sizes: MethodSizes, seed: int) -> Iterator[tuple[str, list[Rollout]]]:
     """The responses behind each vector that is steered with, by its name.
 
     Args:
         trait: of the vectors.
-        own: the run's responses.
-        described: those under other descriptions, whose number is the `pair` of a response.
+        said: what was elicited.
         sizes: of the preset.
-        seed: of the re-drawn questions.
+        seed: of the question sets.
     """
     for name, members in description_groups(trait.name).items():
         if name.split(":")[0] in sizes.steered:
-            yield name, [item for item in described if item.pair in members]
-    if "questions" in sizes.steered:
-        for number, asked in enumerate(question_halves(own, np.random.default_rng(seed))):
-            yield f"questions:{number}", [item for item in own if item.question_id in asked]
+            yield name, [item for item in said.described if item.pair in members]
+    for name, parts in question_parts(trait, sizes, seed).items():
+        if name.split(":")[0] in sizes.steered:
+            yield name, [item for item in said.asked if item.question_id in parts[0]]
 
 
 def make_vectors(
@@ -87,8 +116,7 @@ def make_vectors(
 def read_trait(
     engine: Engine,
     trait: Trait,
-    own: Sequence[Rollout],
-    described: Sequence[Rollout],
+    said: Responses,
     vectors: Mapping[str, PersonaVector],
     layers: Mapping[str, int],
     swept: Sequence[int],
@@ -97,34 +125,37 @@ def read_trait(
     sizes: MethodSizes,
     seed: int,
 ) -> dict[str, Rows]:
-    """One pass over a trait's responses, and one over those under other descriptions, as rows without a log.
+    """One pass over a trait's responses, and one over those otherwise elicited, as rows without a log.
 
     Args:
         engine: the model.
         trait: of the responses.
-        own: the run's responses.
-        described: those under other descriptions; may be empty.
+        said: what was elicited.
         vectors: of every trait of the run.
         layers: trait -> chosen layer, of this trait and of every vector.
         swept: the layers that are compared.
         rule: the run's filter.
         sizes: of the preset.
-        seed: of subsets.
+        seed: of subsets, and of the question sets.
 
     Returns:
         `readings` and `sensitivity`.
     """
     layer = layers[trait.name]
     wanted = sorted({*swept, *layers.values()})
-    full = read_responses(engine, own, wanted)
+    full = read_responses(engine, said.own, wanted)
     known = [vector.directions["refusal"][layer] for vector in vectors.values() if "refusal" in vector.directions]
     refusal = known[0].double().numpy() if known else refusal_direction(engine)[layer].astype(np.float64)
     rng = np.random.default_rng(seed)
     held = _among(full, sorted({*swept, layer}))
     rows = sensitivity_rows(held, refusal, rule, layer, sizes.draws, rng)
-    if described:
-        other = read_responses(engine, described, [layer])
-        rows += description_rows(other, full, description_groups(trait.name), rule, layer, sizes.draws, rng)
+    for aspect, otherwise, groups in (
+        ("description", said.described, description_parts(trait)),
+        ("questions", said.asked, question_parts(trait, sizes, seed)),
+    ):
+        if otherwise:
+            other = read_responses(engine, otherwise, [layer])
+            rows += group_rows(aspect, other, full, groups, rule, layer, sizes.draws, rng)
     seen = projections(full, vectors, layers, layer, sizes.random_vectors)
     readings = [
         {

@@ -61,6 +61,7 @@ _FIGURE_OF = {
 _TABLES = {
     "judge": "The judge on labelled answers",
     "judge_cases": "The judge by kind of answer",
+    "hard_cases": "The judge on hard cases, each beside an unmistakable answer to the same question",
     "judge_panel": "How far the graders of the panel agree",
     "elicitation": "Answers under positive and negative instructions",
     "steering_choice": "The cells chosen on the select half",
@@ -81,13 +82,13 @@ _TABLES = {
     "flagging_samples": "Data flagging: samples with mistakes or trait among normal ones, a row a detector",
     "flagging_causal": "Data flagging: trained on the highest, random and lowest samples of each pool",
     "behaviours": "Behaviours: what the model did in scenes that reward one and in their twins",
-    "limits": "Behaviours: each monitor, from random directions to a probe made for it",
+    "limits": "Behaviours: each monitor, what it sees and how well",
     "evasion": "Evasion: what is kept of each trait, and what is lost of its detection",
     "vectors": "The vectors, a row a layer",
     "cosines": "Cosines between the vectors, a row a layer and pair",
     "inducibility": "Limits: whether prompting induces the trait, and why not",
     "left_out": "Limits: responses that show a trait, seen by the vectors of others",
-    "variants": "Limits: steering with vectors of other descriptions, or of unfiltered responses",
+    "variants": "Limits: steering with vectors of other descriptions, other questions, or unfiltered responses",
     "sensitivity": "Limits: the vector made otherwise, and its cosine to the run's",
 }
 _METHOD = (

@@ -105,12 +105,14 @@ def _monitors(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> p
     return pd.DataFrame(
         {
             "monitor": rows["monitor"],
+            "sees": rows["sees"],
             "layer": rows["layer"],
             "AUROC": _spreads(rows, "auroc"),
             "beyond random": _spreads(rows, "excess_random"),
             "beyond text": _spreads(rows, "excess_text"),
             "found at 1 % false alarms": _spreads(rows, "tpr_1"),
             "pairs": rows["n"],
+            "no value": rows["n_refusal"] + rows["n_unscored"],
         }
     )
 
@@ -300,12 +302,21 @@ def _method(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.
 
 
 def _judge_kinds(trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The judge in use by kind of labelled answer."""
+    """The judge in use by kind of hard case, each beside twins."""
     used = tables["judge"]
     used = used[(used["trait"] == trait) & (used["chosen"].astype(str) == "True") & (used["half"] == "report")]
-    rows = tables["judge_cases"]
+    rows = tables["hard_cases"]
     rows = rows[(rows["trait"] == trait) & rows["method"].isin(used["method"]) & rows["grader"].isin(used["grader"])]
-    return pd.DataFrame({"kind": rows["kind"], "right": _spreads(rows, "right"), "scored": rows["n_scored"]})
+    return pd.DataFrame(
+        {
+            "hard case": rows["kind"],
+            "hard judged right": _spreads(rows, "hard_right"),
+            "twins judged right": _spreads(rows, "twin_right"),
+            "twins minus hard": _spreads(rows, "difference"),
+            "pairs": rows["n"],
+            "left out": rows["n_left_out"],
+        }
+    )
 
 
 def _spreads(rows: pd.DataFrame, name: str) -> list[str]:

@@ -25,7 +25,7 @@ _ALT = {
     "flagtrained": "Trait score after training on the samples ranked highest, on random and on those ranked lowest",
     "training": "Projections on the vectors by optimizer step, a line a finetuning",
     "behaviours": "Share of scenes in which each behaviour is shown, where it is rewarded and in the twins",
-    "limits": "AUROC of each monitor for each behaviour, from the probe made for it to random directions and text",
+    "limits": "AUROC of each monitor for each behaviour: made for it, trait vectors, random directions, text, judge",
     "evasion": "Trait score kept against detection lost, a point a trait and way of evasion",
     "sensitivity": "Cosine to the vector by number of responses, and of vectors made with every other choice",
     "mmlu": "MMLU accuracy against relative dose, with the unsteered band and the chance line",
