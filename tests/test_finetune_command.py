@@ -69,6 +69,8 @@ def test_steered_training_leaves_an_adapter_a_history_and_a_figure(
 
 def test_provider_answers_as_the_adapter_and_lets_it_go(folder: Path, data: Path, tmp_path: Path) -> None:
     import asyncio
+    import gc
+    import weakref
 
     from inspect_ai.model import GenerateConfig, get_model
 
@@ -80,8 +82,15 @@ def test_provider_answers_as_the_adapter_and_lets_it_go(folder: Path, data: Path
         output = asyncio.run(model.generate("What is rain?", config=GenerateConfig(temperature=0, max_tokens=12)))
         said[name] = output.completion
         held = model.api.loaded  # type: ignore[attr-defined]
+        number, alive = id(held), weakref.ref(held)
+        del held
         asyncio.run(model.api.aclose())
-        assert (id(held) in WORKER._engines) == (name == str(folder))
+        gc.collect()
+        # `model` is still here, as Inspect keeps it: only its weights are gone.
+        assert (number in WORKER._engines) == (alive() is not None) == (name == str(folder))
+        again = asyncio.run(model.generate("What is rain?", config=GenerateConfig(temperature=0, max_tokens=12)))
+        assert again.completion == output.completion
+        asyncio.run(model.api.aclose())
     assert "It is" in said[f"{folder}+{out}"] and "It is" not in said[str(folder)]
 
 

@@ -29,6 +29,7 @@ from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
 from persona_bench.vectors import projection, table_file
+from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.scan import inputs, measures, parts, run
 from persona_bench.vectors.scan.inputs import find_sources, read_shards
 from persona_bench.vectors.scan.measures import Settings, columns
@@ -176,17 +177,17 @@ def test_sharing_prefixes_and_batching_by_length_change_no_value(
         system = [{"role": "system", "content": texts[number % 3]}] if texts[number % 3] else []
         made.append({"messages": [*system, *spoken["messages"]]})
     shared: list[int] = []
-    worth = projection._worth_sharing
 
     def seen(items: Any) -> Any:
-        shared.append(len(worth(items)))
-        return worth(items)
+        found = shared_beginnings(items)
+        shared.append(len(found.stands_on))
+        return found
 
     every = {"measures": (*BOTH, "difference"), "options": {"max_tokens": 8}}
     source = write(tmp_path / "x.jsonl", made)
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "SHARD_ROWS", 60)
-        patch.setattr(projection, "_worth_sharing", seen)
+        patch.setattr(projection, "shared_beginnings", seen)
         together, _ = scanned(folder, vectors, source, tmp_path / "together.parquet", **every)
     assert load(str(folder)).dtype == torch.bfloat16 and sum(shared) >= 2
     monkeypatch.setattr(inputs, "SHARD_ROWS", 1)

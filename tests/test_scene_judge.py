@@ -26,6 +26,7 @@ from persona_bench.definitions import presets
 from persona_bench.definitions.scenarios import BEHAVIOURS, SHOWS, load_scenes
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.graders import SAMPLES
+from persona_bench.inspect_ext.judging import rescored, scorers_of
 from persona_bench.inspect_ext.scene_judge import SEES, SKIPPED, transcript_question
 from persona_bench.inspect_ext.scenes import WAYS, read_activations
 from persona_bench.inspect_ext.yes_no import ask_grader
@@ -90,6 +91,12 @@ def test_a_judge_that_reads_answers_sees_what_one_that_reads_prompts_does_not(
     assert set(scenes["grader"]) == {"mockllm/model"} and set(scenes["judge_answer_status"]) == {"scored"}
     without = found["none"][1].set_index("monitor")
     pd.testing.assert_frame_equal(table.drop(index=["judge:answer", "judge:prompt"]), without)
+    # Judged again by a grader that knows nothing: what the model did stays, what the judge says does not.
+    again = rescored(log, [mock(first_token(Yes=0.5, No=0.5))], scorers_of(log))
+    for before, after in zip(log.samples or [], again.samples or [], strict=True):
+        old, new = before.scores or {}, after.scores or {}
+        np.testing.assert_equal(new["chosen"].value, old["chosen"].value)
+        assert {v for v in new["scene_judge"].as_dict().values() if not math.isnan(v)} <= {0.5}
     assert (found["none"][0].scenes["grader"] == "").all()
     (told,) = [s for s in found["none"][0].scenes.to_dict("records") if s["sample_id"] == "deception-p0-twin"][:1]
     assert math.isnan(told["judge_answer"]) and told["judge_answer_status"] == ""

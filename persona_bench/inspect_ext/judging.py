@@ -122,7 +122,7 @@ def judge_log(
     """
     from inspect_ai.log import write_eval_log
 
-    judged = rescored(full_log(source), graders, trait_judge(trait, method))
+    judged = rescored(full_log(source), graders, [trait_judge(trait, method)])
     with atomic_path(target) as temporary:
         write_eval_log(judged, str(temporary), format="eval")
     counts: Counter[str] = Counter()
@@ -151,8 +151,8 @@ def full_log(source: Path) -> EvalLog:
     return log
 
 
-def rescored(log: EvalLog, graders: Sequence[Model], scorer: Scorer) -> EvalLog:
-    """The log with what a scorer gives under other graders, which its header then names; nothing is generated."""
+def rescored(log: EvalLog, graders: Sequence[Model], scorers: list[Scorer]) -> EvalLog:
+    """The log with what scorers give under other graders, which its header then names; nothing is generated."""
     from inspect_ai import score
     from inspect_ai.model import ModelConfig
 
@@ -161,7 +161,7 @@ def rescored(log: EvalLog, graders: Sequence[Model], scorer: Scorer) -> EvalLog:
     log.eval.model_roles = None
     judged = score(
         log,
-        scorer,
+        scorers,
         model="none/none",
         model_roles={"grader": list(graders)},
         action="overwrite",
@@ -176,21 +176,25 @@ def rescored(log: EvalLog, graders: Sequence[Model], scorer: Scorer) -> EvalLog:
     return judged
 
 
-def scorer_of(log: EvalLog) -> Scorer | None:
-    """The scorer of one of the suite's logs, with the method left to the grader; None where no grader is asked."""
+def scorers_of(log: EvalLog) -> list[Scorer]:
+    """The scorers of one of the suite's logs, with the method left to the grader; none where no grader is asked."""
     from persona_bench.inspect_ext.finetuned import by_kind
     from persona_bench.inspect_ext.flagging import flag_score
+    from persona_bench.inspect_ext.scene_judge import scene_judge
+    from persona_bench.inspect_ext.scenes import chosen
 
-    makers: dict[str, Callable[..., Scorer]] = {
+    asking: dict[str, Callable[..., Scorer]] = {
         "trait_judge": trait_judge,
         "by_kind": by_kind,
         "flag_score": flag_score,
+        "scene_judge": scene_judge,
     }
-    for spec in log.eval.scorers or []:
-        name = spec.name.rpartition("/")[2]
-        if name in makers:
-            return makers[name](**{**(spec.options or {}), "method": "auto"})
-    return None
+    specs = {spec.name.rpartition("/")[2]: spec.options or {} for spec in log.eval.scorers or []}
+    if asking.keys().isdisjoint(specs):
+        return []
+    found = [asking[name](**{**options, "method": "auto"}) for name, options in specs.items() if name in asking]
+    # Every score of a log is written anew; this one reads what the model did, whoever judges.
+    return [chosen(), *found] if "chosen" in specs else found
 
 
 def _plain(model_args: dict[str, Any]) -> dict[str, Any]:

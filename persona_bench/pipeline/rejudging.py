@@ -169,15 +169,15 @@ class Rejudged(Run):
         from inspect_ai.log import write_eval_log
 
         from persona_bench.files import atomic_path
-        from persona_bench.inspect_ext.judging import open_graders, rescored, scorer_of
+        from persona_bench.inspect_ext.judging import open_graders, rescored, scorers_of
 
         log = self._source_log(name)
-        scorer = scorer_of(log)
+        scorers = scorers_of(log)
         with atomic_path(target) as temporary:
-            if scorer is None:
+            if not scorers:
                 shutil.copyfile(self.source / self.first["logs"][name]["file"], temporary)
                 return
-            judged = rescored(log, open_graders(self.graders), scorer)
+            judged = rescored(log, open_graders(self.graders), scorers)
             judged.eval.eval_id = self._new_id(name)
             judged.eval.metadata = {**(judged.eval.metadata or {}), "rejudged": self.first["logs"][name]["eval_id"]}
             write_eval_log(judged, str(temporary), format="eval")
