@@ -31,6 +31,7 @@ from persona_bench.models.chat import head_ids, locate, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import LoadedModel, load
 from persona_bench.vectors import projection, table_file, transcripts
+from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.projection import BY, COLUMNS, TRACE_COLUMNS, Projected, project_file, trace_layer
 from persona_bench.vectors.table_file import Column
 from persona_bench.vectors.transcripts import read_transcripts, transcript
@@ -176,7 +177,7 @@ def test_all_layers_still_run_no_head(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_common_beginning_is_passed_once(tmp_path: Path) -> None:
-    """Also by another system message; what only two begin with is not worth it."""
+    """By any system message and question: each beginning that two or more have costs one pass, and no other."""
     loaded = talking()
     tokenizer = loaded.tokenizer
     items = [conversation(2 * i) for i in range(10)]
@@ -187,10 +188,14 @@ def test_a_common_beginning_is_passed_once(tmp_path: Path) -> None:
     engine = Engine(loaded)
     project_file(engine, tiny_vector(), source, tmp_path / "o.csv", 2)
     (chunk,) = read_transcripts(source, tokenizer, located=False)
-    none, brief = (len(head_ids(tokenizer, system)) for system in (None, "Be brief."))
+    none, brief, long = (len(head_ids(tokenizer, system)) for system in (None, "Be brief.", "Be long."))
     assert none == len(["<s>", "<|im_start|>", *"user\n"]) and brief > len("system\nBe brief.\nuser\n")
-    assert [item.n_head for item in chunk][:8] == [none] * 5 + [brief] * 3
-    assert engine.prefill_tokens == sum(len(item.ids) for item in chunk) - 3 * none - brief
+    assert [item.n_head for item in chunk] == [none] * 5 + [brief] * 3 + [long] * 2
+    found = shared_beginnings([item.ids for item in chunk])
+    assert all(len(own) >= item.n_head for own, item in list(zip(found.of, chunk, strict=True))[5:])
+    own = sum(len(item.ids) - len(one) for one, item in zip(found.of, chunk, strict=True))
+    assert engine.prefill_tokens == own + sum(len(one) - len(below) for one, below in found.stands_on.items())
+    assert engine.prefill_tokens <= sum(len(item.ids) for item in chunk) - 2 * brief - long
     alone = Engine(loaded)
     for i, item in enumerate(items):
         project_file(alone, tiny_vector(), written(tmp_path / "one.jsonl", [item]), tmp_path / "one.csv", 2)
