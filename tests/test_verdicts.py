@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from persona_bench.analysis import verdicts as vd
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES, NO_RULE
+from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
 from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
 from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, UNDECIDED
@@ -49,7 +49,7 @@ def test_every_claim_has_a_rule_and_a_value_or_not_found():
     assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
     every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS}
     ruled = {*vd._RULES, *FINETUNING_RULES, *FLAGGING_RULES, *LIMIT_RULES, *METHOD_RULES, TWO_MODELS}
-    assert every == ruled | {*NO_RULE, *UNDECIDED}
+    assert every == ruled | set(UNDECIDED)
     assert claim("L1-refusal-confound").threshold == 0.5
 
 
@@ -298,7 +298,7 @@ def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(clai
     rest = claims[~claims["claim"].isin(list(vd._RULES))]
     assert len(rest) > 30 and (rest["verdict"] == "not run").all() and rest["estimate"].isna().all()
     for _, row in rest.iterrows():
-        assert {**NO_RULE, **UNDECIDED}.get(row["claim"], claim(row["claim"]).eval) in row["reason"]
+        assert UNDECIDED.get(row["claim"], claim(row["claim"]).eval) in row["reason"]
 
 
 def test_flat_scores_cannot_be_monitored(samples):
