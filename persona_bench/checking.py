@@ -31,7 +31,7 @@ from persona_bench.models.assets import cache_dir
 from persona_bench.pipeline import Say, Settings, check_evals, model_spec
 
 if TYPE_CHECKING:
-    from persona_bench.analysis.tables import Samples
+    from persona_bench.analysis.samples.frames import Samples
     from persona_bench.definitions.presets import Preset
     from persona_bench.definitions.traits import Trait
     from persona_bench.models.engine import Engine
@@ -116,7 +116,7 @@ def check(asked: Asked, baseline: Path | None, work: Path | None, say: Say) -> t
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another check is at work in {folder}; waiting for it")):
         done = check_evals(settings, folder, asked.vector, layer, say)
-    from persona_bench.analysis.samples import collect
+    from persona_bench.analysis.samples.collect import collect
 
     samples = collect(done.logs, [], "stated")
     measures |= judged_measures(samples, trait.name, layer, done.gate, asked.seed)
@@ -299,7 +299,7 @@ def _among(first: pd.DataFrame, second: pd.DataFrame, questions: set[int]) -> pd
 
 
 def _monitoring(samples: Samples, trait: str, layer: int, seed: int) -> dict[str, Measure]:
-    from persona_bench.analysis.monitoring import monitoring_points
+    from persona_bench.analysis.tables.monitoring import monitoring_points
 
     def r(direction: str) -> st.Estimate:
         points = monitoring_points(samples, trait, direction, float(layer)).dropna(subset=["trait_score", "value"])
@@ -318,9 +318,9 @@ def _monitoring(samples: Samples, trait: str, layer: int, seed: int) -> dict[str
 
 def mmlu_measure(samples: Samples, trait: str, seed: int) -> Measure:
     """Change in accuracy under steering, with the first scoring that is above chance without it."""
-    from persona_bench.analysis.capability import capability_rows, first_above_chance, paired, unsteered
     from persona_bench.analysis.grouping import Draw, single
-    from persona_bench.analysis.tables import TABLE_COLUMNS
+    from persona_bench.analysis.tables.build import TABLE_COLUMNS
+    from persona_bench.analysis.tables.capability import capability_rows, first_above_chance, paired, unsteered
 
     frame = single(samples.mmlu)
     # Which scoring it is hangs on Wilson intervals alone, which need no resampling.

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.finetuning import BASE, FINETUNING_SAMPLES
-from persona_bench.analysis.flagging import FLAGGING_SAMPLES
-from persona_bench.analysis.tables import Samples
+from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, FLAGGING_SAMPLES, Samples
+from persona_bench.analysis.tables.finetuning import BASE
 from persona_bench.definitions.flagging import MEASURES, PICKS
 
 LEVELS = {"normal": 0.0, "misaligned_1": 0.5, "misaligned_2": 1.0}

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.monitoring import SIGNALS
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS, SIGNALS, Samples
 
 SETTING = {"none": "none", "prompt": "system_prompt"}
 

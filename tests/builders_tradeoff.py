@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS, Samples
 
 Arm = tuple[str, str, str, float | None]
 """Vector, setting, layers and relative dose."""

@@ -23,10 +23,11 @@ from inspect_ai.solver import multiple_choice
 from evals.mmlu_preservation.dataset import load_mmlu
 from evals.mmlu_preservation.mmlu_preservation import chosen, whole_number
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.capability import first_above_chance
-from persona_bench.analysis.samples import check_log, collect
-from persona_bench.analysis.tables import Samples, build_tables
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.samples.collect import check_log, collect
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.capability import first_above_chance
+from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.answering import GENERATED_TOKENS, answer_choices, key, likelihood_items
 from persona_bench.inspect_ext.choices import right_choice

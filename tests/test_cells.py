@@ -11,8 +11,8 @@ import pytest
 import torch
 from inspect_ai.model import get_model
 
-from persona_bench.analysis.samples import collect
-from persona_bench.analysis.tables import build_tables
+from persona_bench.analysis.samples.collect import collect
+from persona_bench.analysis.tables.build import build_tables
 from persona_bench.definitions.presets import PRESETS, SETTINGS, load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError, TraitError, VectorError

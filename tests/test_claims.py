@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from persona_bench.analysis.tables import write_tables
+from persona_bench.analysis.tables.build import write_tables
 from persona_bench.analysis.terminal import print_claims, read_claims
-from persona_bench.analysis.verdicts import CLAIM_COLUMNS
+from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
 from persona_bench.definitions.claim_types import LLAMA, QWEN
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, claim
 from persona_bench.definitions.claims_page import claims_page

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from persona_bench.analysis.comparison import _coverage, draw_results, read_runs
 from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
-from persona_bench.analysis.tables import build_tables, write_tables
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.tables.build import build_tables, write_tables
+from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.errors import DataError
 from tests.builders_samples import World, make_samples
@@ -103,7 +103,7 @@ def test_a_run_that_does_not_say_what_its_model_is_is_unknown() -> None:
 
 def test_a_caption_names_model_preset_grader_n_and_date(results: Path) -> None:
     from persona_bench.analysis.comparison import _comparisons
-    from persona_bench.analysis.drawing import drawing_style
+    from persona_bench.analysis.figures.drawing import drawing_style
 
     with drawing_style():
         figures = dict(_comparisons(read_runs(results)))

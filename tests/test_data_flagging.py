@@ -20,9 +20,10 @@ from evals.data_flagging import data_flagging
 from evals.mmlu_preservation import dataset
 from persona_bench import pipeline
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.flagging import mixture
-from persona_bench.analysis.samples import check_log, collect, read_logs
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.collect import check_log, collect, read_logs
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.flagging import mixture
 from persona_bench.definitions import presets
 from persona_bench.definitions.flagging import MEASURES, PICKS
 from persona_bench.definitions.outcomes import OUTCOMES

@@ -24,12 +24,15 @@ from inspect_ai.model import Model, ModelOutput, get_model
 
 import evals._registry as registry
 from evals.mmlu_preservation import dataset
-from persona_bench.analysis.finetuning import FINETUNING_SAMPLES
-from persona_bench.analysis.flagging import FLAGGING_SAMPLES
-from persona_bench.analysis.method import METHOD_SAMPLES
-from persona_bench.analysis.monitoring import SIGNALS
-from persona_bench.analysis.samples import check_log, collect, read_logs, rollouts
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.samples.collect import check_log, collect, read_logs, rollouts
+from persona_bench.analysis.samples.frames import (
+    FINETUNING_SAMPLES,
+    FLAGGING_SAMPLES,
+    METHOD_SAMPLES,
+    SAMPLE_COLUMNS,
+    SIGNALS,
+    Samples,
+)
 from persona_bench.definitions.outcomes import COHERENCE_CUT, OUTCOMES
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_labelled, load_trait, load_twins

@@ -15,16 +15,16 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import read_eval_log
 
 from evals import _registry as registry
-from persona_bench.analysis.drawing import Caption
-from persona_bench.analysis.evasion import EVADED, evasions
+from persona_bench.analysis.figures.drawing import Caption
+from persona_bench.analysis.figures.limits import limits_figures
 from persona_bench.analysis.finding import Finding
-from persona_bench.analysis.finetuning import FINETUNING_SAMPLES
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limit_verdicts import LIMIT_RULES
-from persona_bench.analysis.limits_figures import limits_figures
-from persona_bench.analysis.samples import check_log, collect, read_logs
-from persona_bench.analysis.tables import Samples, build_tables
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.samples.collect import check_log, collect, read_logs
+from persona_bench.analysis.samples.frames import EVADED, FINETUNING_SAMPLES, Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.evasion import evasions
+from persona_bench.analysis.verdicts.claims import judge_claims
+from persona_bench.analysis.verdicts.limits import LIMIT_RULES
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.evasion import NEUTRAL, PARAPHRASE, PLAIN, SEARCH, system_prompts
 from persona_bench.definitions.presets import load_limits_preset, load_preset

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from persona_bench import pipeline
-from persona_bench.analysis import figures as fg
+from persona_bench.analysis.figures import draw as fg
 from persona_bench.analysis.report import write_report
 from persona_bench.analysis.report.content import rerun_command
-from persona_bench.analysis.tables import BASELINE, Samples, build_tables, read_tables, write_tables
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import BASELINE, build_tables, read_tables, write_tables
+from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.definitions.claims import claim
 from tests.builders_samples import World, make_samples

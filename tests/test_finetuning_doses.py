@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_bench.analysis import finetuning as ft
-from persona_bench.analysis.figures import Caption
-from persona_bench.analysis.finetuning_figures import finetuning_figures
+from persona_bench.analysis.figures.draw import Caption
+from persona_bench.analysis.figures.finetuning import finetuning_figures
 from persona_bench.analysis.report.controls import controls
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, Samples
+from persona_bench.analysis.tables.build import build_tables
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.families.family import FAMILIES, make
 from persona_bench.definitions.families.invented import FACTS, RELATIONS, recalled
@@ -242,7 +242,7 @@ def facts_world(
                 }
                 for i, own in enumerate(ability)
             ]
-    return Samples(finetuning=pd.DataFrame(rows, columns=list(ft.FINETUNING_SAMPLES["finetuning"])))
+    return Samples(finetuning=pd.DataFrame(rows, columns=list(FINETUNING_SAMPLES["finetuning"])))
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,18 @@ import pandas as pd
 import pytest
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis import verdicts
-from persona_bench.analysis.baselines import text_flags
 from persona_bench.analysis.detection import average_precision, precision_recall, recall_at
-from persona_bench.analysis.figures import Caption, draw_all, trait_colours
-from persona_bench.analysis.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED
-from persona_bench.analysis.flagging_figures import flagging_figures
-from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
+from persona_bench.analysis.figures.draw import Caption, draw_all, trait_colours
+from persona_bench.analysis.figures.flagging import flagging_figures
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.report.controls import controls
 from persona_bench.analysis.report.seen import seen
-from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
+from persona_bench.analysis.samples.baselines import text_flags
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED
+from persona_bench.analysis.verdicts import claims as verdicts
+from persona_bench.analysis.verdicts.flagging import FLAGGING_RULES
 from persona_bench.definitions.claims import CLAIMS, claim
 from tests.builders_flagging import Flagged
 

@@ -25,8 +25,8 @@ from inspect_ai.model import Model, get_model
 from threadpoolctl import threadpool_limits
 
 from evals.judge_validity import judge_validity
-from persona_bench.analysis.samples import collect
-from persona_bench.analysis.tables import build_tables
+from persona_bench.analysis.samples.collect import collect
+from persona_bench.analysis.tables.build import build_tables
 from persona_bench.definitions.outcomes import METHODS, OUTCOMES
 from persona_bench.definitions.traits import TWIN, Trait, load_trait
 from persona_bench.errors import RunError

@@ -10,16 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_bench.analysis import monitors, verdicts
-from persona_bench.analysis.behaviours import MIN_PAIRS, SCENES, shown
-from persona_bench.analysis.drawing import Caption
-from persona_bench.analysis.figures import draw_all
+from persona_bench.analysis.figures.draw import draw_all
+from persona_bench.analysis.figures.drawing import Caption
+from persona_bench.analysis.figures.limits import limits_figures
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limits import ALL, BEST, DEDICATED, MONITORS, PROBE, RANDOM_OF, VECTOR, compare
-from persona_bench.analysis.limits_figures import limits_figures
-from persona_bench.analysis.monitors import RANDOM_SETS, auroc, monitor_rows
 from persona_bench.analysis.report.content import make_report
-from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
+from persona_bench.analysis.samples import monitors
+from persona_bench.analysis.samples.frames import MONITORS, SCENES, Samples
+from persona_bench.analysis.samples.monitors import RANDOM_SETS, auroc, monitor_rows
+from persona_bench.analysis.tables.behaviours import MIN_PAIRS, shown
+from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.limits import ALL, BEST, DEDICATED, PROBE, RANDOM_OF, VECTOR, compare
+from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.inspect_ext.cells import half
 

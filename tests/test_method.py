@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 
 from evals.stated_limits import limits_questions
-from persona_bench.analysis import verdicts as vd
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.method import METHOD_SAMPLES, METHOD_TABLES, best_of, detectors
-from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, Evidence, halves_agree, share_not_supported
-from persona_bench.analysis.samples import with_readings
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.collect import with_readings
+from persona_bench.analysis.samples.frames import METHOD_SAMPLES, Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.method import METHOD_TABLES, best_of, detectors
+from persona_bench.analysis.verdicts import claims as vd
+from persona_bench.analysis.verdicts.method import METHOD_RULES, TWO_MODELS, Evidence, halves_agree, share_not_supported
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.descriptions import description_groups, load_descriptions
 from persona_bench.definitions.presets import METHOD, PRESETS

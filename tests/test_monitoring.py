@@ -16,13 +16,13 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model, ModelOutput, get_model
 
-from persona_bench.analysis import monitoring
-from persona_bench.analysis.baselines import text_monitors
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.monitoring import SIGNALS
-from persona_bench.analysis.samples import check_log, collect
+from persona_bench.analysis.samples.baselines import text_monitors
+from persona_bench.analysis.samples.collect import check_log, collect
+from persona_bench.analysis.samples.frames import SIGNALS, Samples
 from persona_bench.analysis.statistics import RESAMPLES
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.tables import monitoring
+from persona_bench.analysis.tables.build import build_tables
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError, TraitError, VectorError
 from persona_bench.inspect_ext.cells import VectorFile

@@ -14,9 +14,10 @@ from inspect_ai.model import Model, ModelOutput, get_model
 
 from evals.judge_validity import judge_validity
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.panel import panel_rows
-from persona_bench.analysis.samples import collect
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, build_tables
+from persona_bench.analysis.samples.collect import collect
+from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.panel import panel_rows
 from persona_bench.definitions.traits import load_labelled, load_twins
 from persona_bench.inspect_ext.graders import COHERENCE_RUBRIC
 from tests.conftest import first_token

@@ -26,9 +26,9 @@ from inspect_ai.log import EvalLog
 from threadpoolctl import threadpool_limits
 
 from persona_bench import pipeline
-from persona_bench.analysis import baselines
-from persona_bench.analysis.samples import read_logs
-from persona_bench.analysis.tables import BASELINE
+from persona_bench.analysis.samples import baselines
+from persona_bench.analysis.samples.collect import read_logs
+from persona_bench.analysis.tables.build import BASELINE
 from persona_bench.definitions import presets
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.outcomes import OUTCOMES

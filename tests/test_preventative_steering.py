@@ -20,16 +20,17 @@ from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 from evals.mmlu_preservation import dataset
 from evals.preventative_steering import preventative_steering
 from persona_bench import pipeline
-from persona_bench.analysis import finetuning as ft
-from persona_bench.analysis import verdicts
-from persona_bench.analysis.figures import Caption, draw_all
-from persona_bench.analysis.finetuning_figures import finetuning_figures
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
+from persona_bench.analysis.figures.draw import Caption, draw_all
+from persona_bench.analysis.figures.finetuning import finetuning_figures
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.report.controls import controls
 from persona_bench.analysis.report.seen import seen
-from persona_bench.analysis.samples import check_log, collect, read_logs
-from persona_bench.analysis.tables import Samples, build_tables, read_tables, write_tables
+from persona_bench.analysis.samples.collect import check_log, collect, read_logs
+from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, Samples
+from persona_bench.analysis.tables import finetuning as ft
+from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.verdicts import claims as verdicts
+from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES
 from persona_bench.definitions import presets
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.families.family import make
@@ -355,7 +356,7 @@ def world(
             for name in names or [f"{family}-{version}-s{s}"]:
                 rows.append({**blank, **trial, "kind": "held_out", "set": name, "question_id": question, "loss": loss})
     frames = {"finetuning": rows, "shifts": shifts}
-    made = {name: pd.DataFrame(found, columns=list(ft.FINETUNING_SAMPLES[name])) for name, found in frames.items()}
+    made = {name: pd.DataFrame(found, columns=list(FINETUNING_SAMPLES[name])) for name, found in frames.items()}
     return Samples(**made)
 
 

@@ -21,8 +21,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_bench.analysis import traces
-from persona_bench.analysis.traces import save_trace
+from persona_bench.analysis.figures import traces
+from persona_bench.analysis.figures.traces import save_trace
 from persona_bench.cli import main
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.files import read_jsonl

@@ -15,7 +15,7 @@ from inspect_ai.log import EvalLog, EvalSample
 
 from persona_bench import pipeline
 from persona_bench.analysis.grader_change import CHANGE, counts, grader_change, read_change
-from persona_bench.analysis.samples import read_logs
+from persona_bench.analysis.samples.collect import read_logs
 from persona_bench.analysis.terminal import read_claims
 from persona_bench.errors import RunError
 from persona_bench.models import engine

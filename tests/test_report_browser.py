@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from persona_bench.analysis import figures as fg
+from persona_bench.analysis.figures import draw as fg
 from persona_bench.analysis.report import write_report
-from persona_bench.analysis.tables import Samples, build_tables
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.verdicts.claims import judge_claims
 from tests.browser import Browser, chromium
 from tests.builders_samples import World, make_samples
 from tests.test_figures_report import CAPTION, run_record

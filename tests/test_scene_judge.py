@@ -16,12 +16,13 @@ from inspect_ai.model import Model, ModelOutput, get_model
 
 from evals import _registry as registry
 from persona_bench import pipeline
-from persona_bench.analysis import verdicts
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.limits import JUDGE, sees
-from persona_bench.analysis.monitors import monitor_rows
-from persona_bench.analysis.samples import check_log, collect
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.collect import check_log, collect
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.samples.monitors import monitor_rows
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.limits import JUDGE, sees
+from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.definitions import presets
 from persona_bench.definitions.scenarios import BEHAVIOURS, SHOWS, load_scenes
 from persona_bench.errors import RunError

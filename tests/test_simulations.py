@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from persona_bench.analysis import verdicts as vd
-from persona_bench.analysis.monitoring import monitoring_points
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.monitoring import monitoring_points
+from persona_bench.analysis.verdicts import claims as vd
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.definitions.presets import PRESETS
 from tests.builders_samples import World, make_samples

@@ -19,11 +19,12 @@ from inspect_ai.model import get_model
 from transformers import AutoModelForCausalLM
 
 from evals import _registry as registry
-from persona_bench.analysis import verdicts
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.monitors import monitor_rows
-from persona_bench.analysis.samples import check_log, collect, read_logs
-from persona_bench.analysis.tables import SAMPLE_COLUMNS, Samples, build_tables
+from persona_bench.analysis.samples.collect import check_log, collect, read_logs
+from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS, Samples
+from persona_bench.analysis.samples.monitors import monitor_rows
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.definitions import presets
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.errors import DataError, RunError

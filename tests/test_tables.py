@@ -9,10 +9,11 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
-from persona_bench.analysis import tables as tb
-from persona_bench.analysis.finetuning import FINETUNING_TABLES
-from persona_bench.analysis.flagging import FLAGGING_TABLES
-from persona_bench.analysis.samples import collect
+from persona_bench.analysis.samples.collect import collect
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables import build as tb
+from persona_bench.analysis.tables.finetuning import FINETUNING_TABLES
+from persona_bench.analysis.tables.flagging import FLAGGING_TABLES
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
@@ -21,7 +22,7 @@ FAST = 200
 
 
 @pytest.fixture(scope="module")
-def samples() -> tb.Samples:
+def samples() -> Samples:
     return make_samples()
 
 
@@ -31,7 +32,7 @@ def tables(samples) -> dict[str, pd.DataFrame]:
 
 
 def test_every_table_has_its_columns_full_or_empty(tables):
-    for made in (tables, tb.build_tables(tb.Samples(), resamples=FAST)):
+    for made in (tables, tb.build_tables(Samples(), resamples=FAST)):
         assert {name: tuple(table.columns) for name, table in made.items()} == dict(tb.TABLE_COLUMNS)
     # The simulated world has a single grader and no twins, nothing finetuned or flagged, no scenes, no other vectors.
     absent = {"judge_panel", "hard_cases", *FINETUNING_TABLES, *FLAGGING_TABLES, "behaviours", "limits", "evasion"}
@@ -41,13 +42,13 @@ def test_every_table_has_its_columns_full_or_empty(tables):
 
 def test_a_frame_without_a_column_is_refused(samples):
     with pytest.raises(DataError, match=r"'steering' lacks the column\(s\) epoch"):
-        tb.Samples(steering=samples.steering.drop(columns="epoch"))
+        Samples(steering=samples.steering.drop(columns="epoch"))
 
 
 def test_traits_are_those_of_any_frame(samples):
     assert samples.traits == ["evil", "sycophancy"]
-    assert tb.Samples(mmlu=samples.mmlu).traits == ["evil", "sycophancy"]
-    assert tb.Samples().traits == []
+    assert Samples(mmlu=samples.mmlu).traits == ["evil", "sycophancy"]
+    assert Samples().traits == []
 
 
 def test_files_are_byte_identical_and_do_not_depend_on_row_order(samples, tables, tmp_path):
@@ -56,7 +57,7 @@ def test_files_are_byte_identical_and_do_not_depend_on_row_order(samples, tables
         field.name: getattr(samples, field.name).sample(frac=1, random_state=3).reset_index(drop=True)
         for field in dataclasses.fields(samples)
     }
-    second = tb.write_tables(tb.build_tables(tb.Samples(**shuffled), resamples=FAST), tmp_path / "b")
+    second = tb.write_tables(tb.build_tables(Samples(**shuffled), resamples=FAST), tmp_path / "b")
     assert [path.name for path in first] == [path.name for path in second] and len(first) == len(tb.TABLE_COLUMNS)
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
@@ -72,7 +73,7 @@ def test_another_seed_moves_the_intervals_only(samples, tables):
 def test_adding_a_trait_leaves_the_other_rows_alone(samples, tables):
     alone = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
     alone = {name: frame[frame["trait"].isin(["evil", ""])] for name, frame in alone.items()}
-    made = tb.build_tables(tb.Samples(**alone), resamples=FAST)
+    made = tb.build_tables(Samples(**alone), resamples=FAST)
     for name, table in made.items():
         before = tables[name][tables[name]["trait"].isin(["evil", ""])].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, before, check_dtype=False)
@@ -171,7 +172,7 @@ def test_points_of_monitoring_leave_incoherent_answers_out(samples):
 
 
 def judge_only(judge: pd.DataFrame, **options) -> dict[str, pd.DataFrame]:
-    return tb.build_tables(tb.Samples(judge=judge), resamples=FAST, **options)
+    return tb.build_tables(Samples(judge=judge), resamples=FAST, **options)
 
 
 def test_judge_rows_by_source(tables, samples):
@@ -308,7 +309,7 @@ def test_cases_by_hand():
 def test_judge_table_leaves_the_middle_out_of_the_gate():
     judge = make_samples(World(judge_noise=0.0)).judge
     wrong_middle = judge.assign(trait_score=judge["trait_score"].where(judge["level"] != 50, 100.0))
-    table = tb.build_tables(tb.Samples(judge=wrong_middle), resamples=FAST)["judge"]
+    table = tb.build_tables(Samples(judge=wrong_middle), resamples=FAST)["judge"]
     assert (table["auroc"] == 1).all() and (table["balanced_accuracy"] == 1).all() and table["passes"].all()
     assert (table["spearman"] < 1).all()
 
@@ -317,7 +318,7 @@ def test_judge_method_is_the_best_on_the_calibrate_half_or_the_one_named(samples
     good = samples.judge
     shuffled = np.random.default_rng(0).permutation(good["trait_score"].to_numpy())
     bad = good.assign(method="yes_no", trait_score=np.where(good["half"] == "calibrate", shuffled, good["level"]))
-    both = tb.Samples(judge=pd.concat([good, bad]))
+    both = Samples(judge=pd.concat([good, bad]))
     table = tb.build_tables(both, resamples=FAST)["judge"]
     assert set(table.loc[table["chosen"], "method"]) == {"contrast"}
     named = tb.build_tables(both, resamples=FAST, judge_methods={"evil": "yes_no"})["judge"]

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_bench.analysis.drawing import Caption
+from persona_bench.analysis.figures.drawing import Caption
+from persona_bench.analysis.figures.tradeoff import frontier_figures
 from persona_bench.analysis.grouping import Draw
-from persona_bench.analysis.tables import Samples, build_tables
-from persona_bench.analysis.tradeoff import curve_at, first_crossing, halvings
-from persona_bench.analysis.tradeoff_figures import frontier_figures
-from persona_bench.analysis.verdicts import judge_claims
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.tradeoff import curve_at, first_crossing, halvings
+from persona_bench.analysis.verdicts.claims import judge_claims
 from tests.builders_samples import World, make_samples
 from tests.builders_tradeoff import TOLD, UNSTEERED, Arm, Plan, dosed, planted
 

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_bench.analysis import verdicts as vd
-from persona_bench.analysis.finetuning_verdicts import FINETUNING_RULES
-from persona_bench.analysis.flagging_verdicts import FLAGGING_RULES
-from persona_bench.analysis.limit_verdicts import LIMIT_RULES
-from persona_bench.analysis.method_verdicts import METHOD_RULES, TWO_MODELS, UNDECIDED
-from persona_bench.analysis.tables import Samples, build_tables
+from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.verdicts import claims as vd
+from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES
+from persona_bench.analysis.verdicts.flagging import FLAGGING_RULES
+from persona_bench.analysis.verdicts.limits import LIMIT_RULES
+from persona_bench.analysis.verdicts.method import METHOD_RULES, TWO_MODELS, UNDECIDED
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
 from persona_bench.pipeline import ALL_EVALS, CORE_EVALS

@@ -9,7 +9,7 @@ from typing import Any
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
-from persona_bench.analysis.scan_page import write_page
+from persona_bench.analysis.figures.scan_page import write_page
 from persona_bench.definitions.flagging import PICKS, POOLS
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import FlaggingPreset, load_finetuning_preset, load_flagging_preset, load_preset

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis.coverage import coverage_figure, coverage_table, model_facts
-from persona_bench.analysis.drawing import (
+from persona_bench.analysis.figures.draw import draw_all, verdict_matrix
+from persona_bench.analysis.figures.drawing import (
     GREY,
     MARKERS,
     Caption,
@@ -28,10 +29,9 @@ from persona_bench.analysis.drawing import (
     save,
     trait_colours,
 )
-from persona_bench.analysis.figures import draw_all, verdict_matrix
-from persona_bench.analysis.tables import read_tables, write_tables
+from persona_bench.analysis.tables.build import read_tables, write_tables
 from persona_bench.analysis.terminal import read_claims
-from persona_bench.analysis.verdicts import CLAIM_COLUMNS
+from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
 from persona_bench.errors import DataError
 from persona_bench.files import model_folder
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.drawing import WIDTH, flat_text, new_figure, put_foot
-from persona_bench.analysis.figures import VERDICT_COLOURS, readable
+from persona_bench.analysis.figures.draw import VERDICT_COLOURS, readable
+from persona_bench.analysis.figures.drawing import WIDTH, flat_text, new_figure, put_foot
 from persona_bench.definitions.claims import ALL_TRAITS
 
 if TYPE_CHECKING:

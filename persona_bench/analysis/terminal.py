@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from persona_bench.analysis.report.controls import spread
-from persona_bench.analysis.verdicts import VERDICTS
+from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.definitions.claims import CLAIMS, NOT_FOUND
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ def finetune(
         ),
     )
     if plot is not None:
-        from persona_bench.analysis.training_figures import save_training
+        from persona_bench.analysis.figures.training import save_training
 
         note = f"{model} · {len(conversations)} conversations · seed {seed}"
         save_training(trained.history, plot, f"Training: {data.stem}", note)

@@ -93,7 +93,7 @@ def scan(
     )
     planned = plan_scan(model, vectors, inputs, out, settings)
     if plot is not None:
-        from persona_bench.analysis.traces import check_plot_path
+        from persona_bench.analysis.figures.traces import check_plot_path
 
         check_plot_path(plot)
     cluster = Cluster(address or "", actors, actor_cpus)
@@ -102,12 +102,12 @@ def scan(
     rejected = sum(summary["rejected"].values())
     click.echo(f"{out}: {summary['n']} samples, {rejected} rows rejected; summary: {planned.summary_path}")
     if plot is not None:
-        from persona_bench.analysis.scan_figures import save_histograms
+        from persona_bench.analysis.figures.scan import save_histograms
 
         save_histograms(summary, plot)
         click.echo(f"{plot}: histograms")
     if page is not None:
-        from persona_bench.analysis.scan_page import write_page
+        from persona_bench.analysis.figures.scan_page import write_page
 
         write_page(planned, summary, page)
         click.echo(f"{page}: the highest and lowest samples")

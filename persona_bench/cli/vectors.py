@@ -151,7 +151,7 @@ def project(
 
     check_table_path(out)
     if plot is not None:
-        from persona_bench.analysis.traces import check_plot_path
+        from persona_bench.analysis.figures.traces import check_plot_path
 
         check_plot_path(plot)
     held = PersonaVector.load(vector)
@@ -185,7 +185,7 @@ def project(
 def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: int, rows: Any) -> None:
     import pandas as pd
 
-    from persona_bench.analysis.traces import save_trace
+    from persona_bench.analysis.figures.traces import save_trace
     from persona_bench.vectors.projection import TRACE_COLUMNS, trace_layer
 
     tokens = pd.DataFrame(rows, columns=list(TRACE_COLUMNS))

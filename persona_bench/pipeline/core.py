@@ -109,7 +109,7 @@ class Core:
     def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
         from inspect_ai import eval_set
 
-        from persona_bench.analysis.samples import check_log
+        from persona_bench.analysis.samples.collect import check_log
 
         if not tasks:
             return
@@ -160,8 +160,8 @@ class Core:
 
     def _gate(self) -> dict[str, dict[str, Any]]:
         """Trait -> the grader and method in use, how well they do on the report half, and whether that passes."""
-        from persona_bench.analysis.samples import collect
-        from persona_bench.analysis.tables import build_tables
+        from persona_bench.analysis.samples.collect import collect
+        from persona_bench.analysis.tables.build import build_tables
 
         samples = collect(self._logs(), [], self._filter)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
@@ -307,8 +307,8 @@ class Core:
 
     def _steered_layers(self) -> dict[str, int]:
         """Trait -> the layer that steering chose on the select half, of those where it chose one."""
-        from persona_bench.analysis.samples import collect
-        from persona_bench.analysis.tables import build_tables, chosen_layers
+        from persona_bench.analysis.samples.collect import collect
+        from persona_bench.analysis.tables.build import build_tables, chosen_layers
 
         samples = collect(self._logs(), [], self._filter)
         tables = build_tables(samples, seed=self.settings.seed, resamples=1)
@@ -323,7 +323,7 @@ class Core:
 
     def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
         """Trait -> vector, of those that have one; `record.no_vector` says why the others have none."""
-        from persona_bench.analysis.samples import rollouts
+        from persona_bench.analysis.samples.collect import rollouts
         from persona_bench.vectors.extraction import extract
         from persona_bench.vectors.vector import PersonaVector
 
@@ -363,7 +363,7 @@ class Core:
         return vectors
 
     def _logs(self) -> dict[str, EvalLog]:
-        from persona_bench.analysis.samples import read_logs
+        from persona_bench.analysis.samples.collect import read_logs
 
         return read_logs(self.folder / "logs")
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from inspect_ai.log import EvalLog
 
-    from persona_bench.analysis.baselines import Embed
-    from persona_bench.analysis.tables import Samples
+    from persona_bench.analysis.samples.baselines import Embed
+    from persona_bench.analysis.samples.frames import Samples
     from persona_bench.vectors.vector import PersonaVector
 
 
@@ -158,11 +158,11 @@ class Run(Training):
 
     def analyse(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> dict[str, Any]:
         """Logs -> tables, verdicts, figures, report and run.json."""
-        from persona_bench.analysis.figures import Caption, draw_all
+        from persona_bench.analysis.figures.draw import Caption, draw_all
         from persona_bench.analysis.report import write_report
-        from persona_bench.analysis.samples import collect, with_readings
-        from persona_bench.analysis.tables import build_tables, write_tables
-        from persona_bench.analysis.verdicts import judge_claims
+        from persona_bench.analysis.samples.collect import collect, with_readings
+        from persona_bench.analysis.tables.build import build_tables, write_tables
+        from persona_bench.analysis.verdicts.claims import judge_claims
 
         self.say("writing tables, claims, figures and report")
         logs = self._logs()
@@ -208,7 +208,7 @@ class Run(Training):
         """Trivial judges of the same labelled answers, text-only monitors of the same prompts, text classifiers."""
         import pandas as pd
 
-        from persona_bench.analysis.baselines import baseline_rows, text_flags, text_monitors
+        from persona_bench.analysis.samples.baselines import baseline_rows, text_flags, text_monitors
 
         embedding = self._embedding
         judged = [row for trait in sorted(set(samples.judge["trait"])) for row in baseline_rows(trait, embedding)]
@@ -234,7 +234,7 @@ class Run(Training):
         """What monitors of behaviours say of the scenes, from the sidecars and the run's vectors."""
         from persona_bench.analysis import statistics as st
         from persona_bench.analysis.grouping import Draw
-        from persona_bench.analysis.monitors import monitor_rows
+        from persona_bench.analysis.samples.monitors import monitor_rows
         from persona_bench.inspect_ext.scenes import read_activations
 
         if samples.scenes.empty:

@@ -121,7 +121,7 @@ class Limits(Core):
 
     def _responses(self, trait: Trait, logs: dict[str, EvalLog]) -> tuple[Responses, dict[str, str]]:
         """What was elicited of the trait, and the ids of the logs."""
-        from persona_bench.analysis.samples import rollouts
+        from persona_bench.analysis.samples.collect import rollouts
         from persona_bench.vectors.variants import Responses
 
         names = [f"{task}/{trait.name}" for task in ELICITED]
@@ -139,9 +139,9 @@ class Limits(Core):
         """Steering with the vectors of other descriptions; without a vector, with that of all responses."""
         from evals.stated_limits.method import limits_variants
         from persona_bench.analysis.grouping import Draw
-        from persona_bench.analysis.method import induced_row
-        from persona_bench.analysis.samples import collect
+        from persona_bench.analysis.samples.collect import collect
         from persona_bench.analysis.statistics import RESAMPLES
+        from persona_bench.analysis.tables.method import induced_row
         from persona_bench.vectors.variants import RAW, make_vectors, plan_variants
         from persona_bench.vectors.vector import PersonaVector
 

@@ -109,7 +109,7 @@ class Training(Limits):
 
     def _write_judged(self) -> str:
         """The model's own judged responses of the elicitation, which trait families are made of; one file for all."""
-        from persona_bench.analysis.samples import rollouts
+        from persona_bench.analysis.samples.collect import rollouts
         from persona_bench.vectors.trials import judged_rollouts
 
         logs = self._logs()

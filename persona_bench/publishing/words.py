@@ -10,7 +10,7 @@ import pandas as pd
 from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.controls import spread
 from persona_bench.analysis.report.markdown import md
-from persona_bench.analysis.verdicts import VERDICTS
+from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, NOT_FOUND, Claim
 
 MEASURED = ("supported", "contradicted", "inconclusive")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from persona_bench.analysis.drawing import slug
+from persona_bench.analysis.figures.drawing import slug
 from persona_bench.analysis.grader_change import CHANGE, counts
-from persona_bench.analysis.limit_verdicts import LIMIT_RULES
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
-from persona_bench.analysis.tables import BASELINE
-from persona_bench.analysis.verdicts import VERDICTS
+from persona_bench.analysis.tables.build import BASELINE
+from persona_bench.analysis.verdicts.claims import VERDICTS
+from persona_bench.analysis.verdicts.limits import LIMIT_RULES
 from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim
 
 MOST_ROWS = 120

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from persona_bench.analysis.figures import VERDICT_COLOURS
+from persona_bench.analysis.figures.draw import VERDICT_COLOURS
 from persona_bench.analysis.report.content import ClaimRow, Code, Image, Items, Report, Table, Text, number
-from persona_bench.analysis.verdicts import VERDICTS
+from persona_bench.analysis.verdicts.claims import VERDICTS
 
 HERE = Path(__file__).parent
 _STRIP = (4.0, 116.0)

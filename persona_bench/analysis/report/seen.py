@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from persona_bench.analysis.capability import EVERY
-from persona_bench.analysis.drawing import all_traits, slug
+from persona_bench.analysis.figures.drawing import all_traits, slug
 from persona_bench.analysis.grouping import single
+from persona_bench.analysis.tables.capability import EVERY
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 _ALT = {

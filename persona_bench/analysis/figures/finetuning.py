@@ -1,0 +1,191 @@
+"""Finetuning drawn: the shift against the score, what each arm prevents against what it costs, and the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from persona_bench.analysis.figures.drawing import (
+    GREY,
+    MARKERS,
+    Caption,
+    flat_text,
+    has_label,
+    new_figure,
+    put_foot,
+    put_legend,
+    slug,
+)
+from persona_bench.analysis.tables.finetuning import BASE, PLAIN, RANDOM
+from persona_bench.definitions.families.invented import FACTS
+from persona_bench.definitions.trials import split_arm, taught_trait
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FAMILY_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
+VERSION_NAMES = {"normal": "normal", "misaligned_1": "I", "misaligned_2": "II"}
+VERSION_MARKERS = {"normal": "o", "misaligned_1": "s", "misaligned_2": "^"}
+
+
+def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> Iterator[tuple[str, Figure]]:
+    """Name and figure: `shift_<trait>`, `vaccine_<family>` and `training_<family>`, of tables that have rows."""
+    finetuned = tables.get("finetuning", pd.DataFrame())
+    if not len(finetuned):
+        return
+    for trait in sorted(set(finetuned["trait"])):
+        plain = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == PLAIN) & (finetuned["family"] != FACTS)]
+        plain = plain.dropna(subset=["shift", "trait_score"])
+        if len(plain) > 1:
+            yield f"shift_{slug(trait)}", _shift_figure(plain, finetuned, tables["shift_correlation"], trait, caption)
+    vaccine = tables["vaccine"]
+    for family in sorted(set(vaccine.loc[vaccine["arm"] != PLAIN, "family"])):
+        own = vaccine[(vaccine["family"] == family) & (vaccine["trait"] == taught_trait(str(family)))]
+        own = own[own["version"].isin(set(own.loc[own["arm"] != PLAIN, "version"]))]
+        if len(own):
+            yield f"vaccine_{slug(family)}", _vaccine_figure(own, family, caption)
+    training = tables["training"]
+    for family in sorted(set(training["family"])):
+        own = training[(training["family"] == family) & (training["trait"] == (taught_trait(str(family)) or family))]
+        if len(own):
+            yield f"training_{slug(family)}", _training_figure(own, family, caption)
+
+
+def _shift_figure(
+    plain: pd.DataFrame, finetuned: pd.DataFrame, correlations: pd.DataFrame, trait: str, caption: Caption
+) -> Figure:
+    """Every plainly finetuned model: shift along the trait's vector across, trait score up."""
+    figure = new_figure(4.8)
+    axes = figure.subplots()
+    colours = dict(zip(sorted(set(plain["family"])), FAMILY_COLOURS, strict=False))
+    for row in plain.to_dict("records"):
+        axes.errorbar(
+            row["shift"],
+            row["trait_score"],
+            yerr=[[row["trait_score"] - row["trait_score_low"]], [row["trait_score_high"] - row["trait_score"]]],
+            color=colours[row["family"]],
+            marker=VERSION_MARKERS.get(row["version"], "x"),
+            markersize=5,
+            linewidth=0.8,
+            linestyle="none",
+            label=None if has_label(axes, flat_text(row["family"])) else flat_text(row["family"]),
+        )
+    base = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == BASE)]
+    if len(base):
+        axes.plot([0], [float(base["trait_score"].iloc[0])], "*", color="black", markersize=9, label="base")
+    own = correlations[(correlations["direction"] == trait) & (correlations["trait"] == trait)]
+    said = ""
+    if len(own):
+        r = own.iloc[0]
+        said = f": r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random direction {r['r_random']:.2f}"
+    axes.set_title(f"{flat_text(trait)}{said}", color="black")
+    axes.set_xlabel("finetuning shift along the vector")
+    axes.set_ylabel("trait score (0-100)")
+    put_legend(figure, axes)
+    note = "One point a finetuned model; circle normal, square I, triangle II. Bars: 95 % intervals by question."
+    put_foot(figure, caption.line(len(plain)), note)
+    return figure
+
+
+def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
+    """Trait acquired against MMLU, and against the held-out loss: the best arms stand low, and right or left.
+
+    New facts have how many are recalled in the place of MMLU. Doses of one arm are a curve from plain finetuning on.
+    """
+    figure = new_figure(6.4)
+    top, bottom = figure.subplots(2, 1)
+    own = own.assign(way=[split_arm(str(arm))[0] for arm in own["arm"]], dose=own["dose"].astype(float))
+    price = (
+        ("recall_difference", "facts recalled against plain finetuning (share)")
+        if family == FACTS
+        else ("cloze_difference", "MMLU accuracy against plain finetuning (cloze, share)")
+    )
+    for axes, column, label in (
+        (top, *price),
+        (bottom, "loss_difference", "held-out loss against plain finetuning (nats a token)"),
+    ):
+        for number, (way, doses) in enumerate(own.groupby("way", sort=True)):
+            for row in doses.to_dict("records"):
+                _cross(axes, row, column, number)
+            if len(doses) > 1:
+                _curve(axes, pd.concat([own[own["arm"] == PLAIN], doses]), column, _colour(str(way), number))
+        axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.set_xlabel(label)
+        axes.set_ylabel("trait acquired (points)")
+    learnt = " while facts are learnt" if family == FACTS else ""
+    top.set_title(f"What prevents {flat_text(taught_trait(family))}{learnt}, and its price", color="black")
+    put_legend(figure, top)
+    seeds = int(own["n_seeds"].max())
+    put_foot(
+        figure,
+        caption.line(int(own["n"].sum())),
+        f"Over the base model; {seeds} seed(s) an arm. Bars: 95 % by question.",
+    )
+    return figure
+
+
+def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None:
+    x, y, label = float(row[column]), float(row["acquired"]), row["way"].replace("_", " ")
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[x - row[f"{column}_low"]], [row[f"{column}_high"] - x]],
+        yerr=[[y - row["acquired_low"]], [row["acquired_high"] - y]],
+        color=_colour(row["way"], number),
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=6,
+        linewidth=0.9,
+        linestyle="none",
+        label=None if has_label(axes, label) else label,
+    )
+
+
+def _colour(way: str, number: int) -> str:
+    return GREY if way == RANDOM else FAMILY_COLOURS[number % len(FAMILY_COLOURS)]
+
+
+def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str) -> None:
+    """A line over the doses of one arm, from plain finetuning on; each dose is written beside its point."""
+    ordered = points.assign(dose=points["dose"].fillna(0.0)).sort_values("dose")
+    axes.plot(ordered[column], ordered["acquired"], color=colour, linewidth=1.2, zorder=1)
+    for row in ordered[ordered["dose"] > 0].to_dict("records"):
+        axes.annotate(
+            f"{row['dose']:g}",
+            (row[column], row["acquired"]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+        )
+
+
+def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> Figure:
+    """Projection on the family's own vector while training, a line a version and arm of the first seed."""
+    own = training[training["seed"] == training["seed"].min()]
+    figure = new_figure(4.8)
+    axes = figure.subplots()
+    trials = own.groupby(["arm", "version"], sort=True)
+    for number, ((arm, version), part) in enumerate(trials):
+        steps = part.sort_values("step")
+        moved = steps["projection"].astype(float) - float(steps["projection"].iloc[0])
+        axes.plot(
+            steps["step"],
+            moved,
+            color=FAMILY_COLOURS[number % len(FAMILY_COLOURS)],
+            linestyle="-" if arm == PLAIN else "--",
+            linewidth=1.4,
+            label=str(arm).replace("_", " ") + f" {VERSION_NAMES.get(str(version), version)}" * (arm == PLAIN),
+        )
+    axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("projection on the vector, shift")
+    axes.set_title(f"Monitoring while training: {flat_text(family)}", color="black")
+    put_legend(figure, axes)
+    put_foot(
+        figure, caption.line(len(trials)), "Last prompt token of fixed prompts, without any intervention; first seed."
+    )
+    return figure
