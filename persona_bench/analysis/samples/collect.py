@@ -14,8 +14,7 @@ from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.samples.flagging import flagging_frames
 from persona_bench.analysis.samples.frames import CELL, SAMPLE_COLUMNS, SIGNALS, Samples
-from persona_bench.analysis.tables.behaviours import scene_rows
-from persona_bench.analysis.tables.evasion import evaded_rows
+from persona_bench.analysis.samples.limits import evaded_rows, scene_rows
 from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.definitions.presets import load_finetuning_preset

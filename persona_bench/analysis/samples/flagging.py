@@ -8,6 +8,7 @@ from typing import Any
 
 from inspect_ai.log import EvalLog, EvalSample
 
+from persona_bench.analysis.samples.frames import number
 from persona_bench.definitions.flagging import MEASURES
 from persona_bench.vectors.flagging import RANDOM
 
@@ -47,11 +48,11 @@ def _flagged(sample: EvalSample, layers: Mapping[str, int]) -> Iterator[dict[str
             "trait": trait,
             "layer": layers.get(trait, math.nan),
             "measured": said["status"],
-            **{measure: _number(own.get(measure)) for measure in MEASURES},
-            **{f"random_{measure}": _number(control.get(measure)) for measure in MEASURES},
+            **{measure: number(own.get(measure)) for measure in MEASURES},
+            **{f"random_{measure}": number(control.get(measure)) for measure in MEASURES},
             "status": judged.get(trait, {}).get("status", "unscored" if said["judged"] else ""),
-            "judge": _number(value.get(trait)),
-            "loss": _number(value.get("loss")),
+            "judge": number(value.get(trait)),
+            "loss": number(value.get("loss")),
             "classifier": math.nan,
             "text": text,
         }
@@ -66,7 +67,3 @@ def _answer(sample: EvalSample, told: Mapping[str, Any], judged: Judged) -> dict
         "made_of": ", ".join(f"{name}: {n}" for name, n in told["made_of"].items()),
         **{key: found[key] for key in ("status", "trait_score", "coherence")},
     }
-
-
-def _number(found: Any) -> float:
-    return math.nan if found is None else float(found)

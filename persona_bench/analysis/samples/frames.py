@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import pandas as pd
 
@@ -148,8 +150,8 @@ class Samples:
         flagging: measured samples of training sets (`kind` set), samples flagged one by one (sample) and real
             conversations (corpus), a row a trait; `classifier` is filled by `baselines.text_flags`.
         flagging_trained: answers of models trained on flagged samples.
-        scenes: what was chosen in scenes of behaviours (`analysis.behaviours`).
-        monitors: what each monitor of a behaviour says of the scenes (`analysis.limits`).
+        scenes: what was chosen in scenes of behaviours (`analysis.tables.behaviours`).
+        monitors: what each monitor of a behaviour says of the scenes (`analysis.tables.limits`).
         evasion: responses under prompts that may evade the trait's vector, with its projection and a random one.
         readings: elicited responses, projected on every trait's vector and on random directions.
         variants: answers while steered with vectors that were made otherwise, in columns like those of `steering`.
@@ -199,3 +201,8 @@ class Samples:
         for frame in (getattr(self, part.name) for part in fields(self)):
             found |= {str(trait) for trait in frame["trait"].dropna().unique()}
         return sorted(found - {""})
+
+
+def number(found: Any) -> float:
+    """What a log holds as a number: NaN where it holds none."""
+    return math.nan if found is None else float(found)

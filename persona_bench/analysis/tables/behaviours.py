@@ -6,69 +6,25 @@ So the behaviour is what the model did, and a pair that counts differs in nothin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread
 from persona_bench.definitions.claims import claim
-from persona_bench.inspect_ext.scene_judge import SEES
 from persona_bench.inspect_ext.scenes import WAYS
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog
-    from inspect_ai.scorer import Score
+    pass
 
 MIN_PAIRS = claim("N1-deception").min_n
 """Pairs that must count on either half: a monitor is fitted on one and judged on the other."""
 CHANCE = 0.5
 """Two options a check."""
 HALVES = ("select", "report")
-
-
-def scene_rows(name: str, log: EvalLog) -> Iterator[dict[str, Any]]:
-    """Rows of `SCENES` from one log of `stated_limits`."""
-    for sample in log.samples or []:
-        said, score = sample.metadata, (sample.scores or {}).get("chosen")
-        value = score.value if score is not None and isinstance(score.value, dict) else {}
-        judge = (sample.scores or {}).get("scene_judge")
-        for way in WAYS:
-            listed = "\n".join(
-                f"{letter}. {text}" for letter, text in zip("AB", said["choice"]["options"], strict=True)
-            )
-            yield {
-                "trait": "",
-                **{key: said[key] for key in ("behaviour", "topic", "pair", "half", "rewarded")},
-                "way": way,
-                "shown": _number(value.get(way)),
-                "check": _number(value.get(f"{way}_check")),
-                "prompt": said["choice"]["text"] + (f"\n{listed}" if way == "letter" else ""),
-                "sample_id": str(sample.id),
-                "layers": ",".join(map(str, said.get("layers", ()))),
-                "activations": said.get("activations", {}).get(way, ""),
-                **_judged(judge, way),
-                "log": name,
-            }
-
-
-def _judged(score: Score | None, way: str) -> dict[str, Any]:
-    """What the grader said of a scene; nothing where none was asked."""
-    value = score.value if score is not None and isinstance(score.value, dict) else {}
-    told = (score.metadata if score is not None else None) or {}
-    row: dict[str, Any] = {"grader": told.get("grader", "")}
-    for sees in SEES:
-        key = f"{way}_{sees}"
-        row[f"judge_{sees}"] = _number(value.get(key))
-        row[f"judge_{sees}_status"] = told.get("outcomes", {}).get(key, {}).get("status", "")
-    return row
-
-
-def _number(found: Any) -> float:
-    return math.nan if found is None else float(found)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -31,11 +31,8 @@ from persona_bench.analysis.tables.finetuning import BASE, of_kind
 from persona_bench.analysis.tables.finetuning import PLAIN as PLAINLY
 from persona_bench.definitions.claims import MIN_QUESTIONS, claim
 from persona_bench.definitions.evasion import NEUTRAL, PARAPHRASE, PLAIN, SEARCH
-from persona_bench.inspect_ext.evasion import RANDOM
 
 if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalSample
-
     from persona_bench.analysis.samples.frames import Samples
 
 ADAPTER = "adapter"
@@ -45,24 +42,6 @@ KEPT_SHARE = 0.5
 MIN_SCORED = claim("N5-monitoring-evasion").min_n
 _PENALTY, _STRONGEST = "penalty", "misaligned_2"
 _ENDS = ("neutral", "plain", "evading")
-
-
-def evaded_row(sample: EvalSample, judged: dict[str, Any], name: str) -> dict[str, Any]:
-    """One row of `EVADED`."""
-    said = sample.metadata
-    seen = (sample.output.metadata or {}).get("projections", {})
-
-    def at(direction: str) -> float:
-        return float(seen.get(direction, {}).get(str(said["layer"]), {}).get("prompt_last", math.nan))
-
-    return {
-        **{key: said[key] for key in ("trait", "way", "number", "question_id", "half", "layer")},
-        "epoch": sample.epoch,
-        **{key: judged[key] for key in ("status", "trait_score", "coherence")},
-        "projection": at("persona"),
-        "random": at(RANDOM),
-        "log": name,
-    }
 
 
 @dataclass(frozen=True)
@@ -207,9 +186,3 @@ def evasion_rows(samples: Samples, draw: Draw) -> Iterator[Row]:
             for name in ("raised", "kept", "plain", "evading", "loss"):
                 row |= spread(name, getattr(found, name))
             yield {**row, "reason": found.reason, "log": found.log}
-
-
-def evaded_rows(name: str, log: EvalLog, judged: Any) -> Iterator[dict[str, Any]]:
-    """Rows of `EVADED` from a log; `judged` reads how a sample was judged."""
-    for sample in log.samples or []:
-        yield evaded_row(sample, judged(sample), name)

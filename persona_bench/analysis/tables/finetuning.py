@@ -24,6 +24,7 @@ from persona_bench.analysis.grouping import (
     paired,
     scored,
     spread,
+    with_interval,
 )
 from persona_bench.analysis.samples.frames import TRIAL, Samples
 from persona_bench.definitions.families.invented import FACTS
@@ -37,27 +38,25 @@ MIN_POINTS = 4
 """Finetunes, by training set: fewer make no correlation."""
 
 
-def _ends(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
-
-
 FINETUNING_TABLES: Mapping[str, tuple[str, ...]] = {
     "finetuning": (
         *(*TRIAL, "trait", "n", "n_scored", "n_refusal", "n_incoherent", "n_unscored"),
-        *_ends("trait_score", "difference", "coherence", "refusal_rate", "shift", "shift_random"),
+        *with_interval("trait_score", "difference", "coherence", "refusal_rate", "shift", "shift_random"),
         *("layer", "log"),
     ),
     "finetuning_costs": (
         *(*TRIAL, "trait", "set", "n_mmlu", "n_mmlu_too_long"),
-        *_ends("letter", "letter_difference", "cloze", "cloze_difference"),
-        *("n_held_out", "n_held_out_too_long", *_ends("loss", "loss_difference")),
-        *("n_recall", *_ends("recall", "recall_difference"), "log"),
+        *with_interval("letter", "letter_difference", "cloze", "cloze_difference"),
+        *("n_held_out", "n_held_out_too_long", *with_interval("loss", "loss_difference")),
+        *("n_recall", *with_interval("recall", "recall_difference"), "log"),
     ),
-    "shift_correlation": (*("direction", "trait", "scope", "n", "n_sets", *_ends("r"), "r_random", "log"),),
+    "shift_correlation": (*("direction", "trait", "scope", "n", "n_sets", *with_interval("r"), "r_random", "log"),),
     "vaccine": (
         *("family", "version", "arm", "dose", "trait", "n_seeds", "n", "seed_sd"),
-        *_ends("acquired", "prevented", "beyond_random", "coherence_difference"),
-        *_ends("letter_difference", "cloze_difference", "loss_difference", "recall", "recall_difference", "shift"),
+        *with_interval("acquired", "prevented", "beyond_random", "coherence_difference"),
+        *with_interval(
+            "letter_difference", "cloze_difference", "loss_difference", "recall", "recall_difference", "shift"
+        ),
         "log",
     ),
     "training": (*TRIAL, "step", "loss", "trait", "projection"),

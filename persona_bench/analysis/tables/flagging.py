@@ -27,6 +27,7 @@ from persona_bench.analysis.grouping import (
     paired,
     scored,
     spread,
+    with_interval,
 )
 from persona_bench.analysis.tables.finetuning import BASE, NORMAL, PLAIN, of_kind, shifts_of
 from persona_bench.definitions.claims import claim
@@ -63,30 +64,36 @@ BINS = 24
 GRID = np.linspace(0, 1, 41)
 
 
-def _ends(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
-
-
 _AT = tuple(f"average_precision_{round(100 * share):02d}" for share in SHARES)
 
 FLAGGING_TABLES: Mapping[str, tuple[str, ...]] = {
     "flagging_sets": (
-        *("trait", "family", "version", "layer", "n", "n_measured", *_ends(*MEASURES)),
-        *(*(f"random_{measure}" for measure in MEASURES), *_ends("shift", "trait_score"), "log"),
+        *("trait", "family", "version", "layer", "n", "n_measured", *with_interval(*MEASURES)),
+        *(*(f"random_{measure}" for measure in MEASURES), *with_interval("shift", "trait_score"), "log"),
     ),
     "flagging_correlation": (
-        *("trait", "measure", "outcome", "n_sets", *_ends("r"), "r_random", *_ends("excess"), "paper", "log"),
+        *(
+            "trait",
+            "measure",
+            "outcome",
+            "n_sets",
+            *with_interval("r"),
+            "r_random",
+            *with_interval("excess"),
+            "paper",
+            "log",
+        ),
     ),
     "flagging_samples": (
         *("trait", "family", "version", "detector", "half", "n_positive", "n_negative", "n_missing", "n_questions"),
-        *(*_ends("auroc", "excess_random", *_AT, "recall_1"), "log"),
+        *(*with_interval("auroc", "excess_random", *_AT, "recall_1"), "log"),
     ),
     "flagging_curves": ("trait", "family", "version", "detector", "share", "recall", "precision"),
     "flagging_values": ("trait", "family", "version", "measure", "low", "high", "count"),
     "flagging_causal": (
         *("pool", "trait", "pick", "n_picked", "difference", "made_of"),
         *("n", "n_scored", "n_refusal", "n_incoherent", "n_unscored"),
-        *(*_ends("trait_score", "to_random", "to_base", "coherence"), "log"),
+        *(*with_interval("trait_score", "to_random", "to_base", "coherence"), "log"),
     ),
 }
 """The columns of the tables."""
