@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
 LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
-LONE_ROWS = 16  # passes with fewer rows than this are filled with shorter rows rather than left small
+LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small
 HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
 StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
@@ -220,6 +220,14 @@ class _Job:
         )
 
 
+def _like(job: _Job) -> tuple[object, ...]:
+    """Sorts rows so that those that share a pass well are neighbours.
+
+    Rows that are only read leave no slot behind, so what is new of them counts; others also by the length of the whole.
+    """
+    return job.depth, 0 if job.depth else len(job.given) // LENGTH_STEP, job.suffix, job.prefix
+
+
 class _PrefixStore:
     """Keys and values of shared prefixes, of the first layers or of all, least recently used dropped first."""
 
@@ -385,7 +393,7 @@ class Engine:
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
         # Longest first (taken from the end of the list): rows of like length share a pass, those of one prefix touch.
-        self._waiting.sort(key=lambda job: (job.depth, len(job.given) // LENGTH_STEP, job.suffix, job.prefix))
+        self._waiting.sort(key=_like)
 
     def _reset(self) -> list[_Job]:
         for slot in range(self.max_batch + 1):
@@ -445,7 +453,8 @@ class Engine:
             if chunk and job.depth != chunk[0].depth:
                 break
             # A much shorter row would be padding for the most part; it fits a later pass better.
-            if len(chunk) >= LONE_ROWS and 2 * job.suffix < width:
+            large = len(chunk) >= LONE_ROWS or 4 * width * len(chunk) >= self.token_budget
+            if large and 2 * job.suffix < width:
                 break
             self._waiting.pop()
             if job.future.running() or job.future.set_running_or_notify_cancel():
