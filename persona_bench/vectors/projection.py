@@ -132,7 +132,8 @@ def project_transcripts(
 
     One pass a transcript, in batches of like length. It ends at the last layer asked for, never runs the vocabulary
     projection and keeps no residual stream; what several transcripts of a chunk begin with is passed once. In
-    bfloat16 on a CPU none of that changes a bit. Transcripts longer than the model's context have NaN for every token.
+    bfloat16 on a CPU none of that changes a bit of the residual stream; the float32 products round by the shape of
+    their pass. Transcripts longer than the model's context have NaN for every token.
 
     Args:
         engine: of the model.
