@@ -150,7 +150,7 @@ def test_vector_is_added_at_exactly_the_positions_and_layers(kind: str, position
 def test_gradients_flow_through_interventions_to_every_layer() -> None:
     loaded = talking()
     batch = collate(laid_out(loaded, 2), loaded.device)
-    adapted = attach(loaded, 4, 8, 0)
+    adapted = attach(loaded, 4, 8, 0, 32)
     for layer in (1, 2, 3, 4):
         others = [Intervention(layer, vector(layer), 0.5, "ablate", "all"), Intervention(2, vector(), 1.0)]
         watched = finetuning._Watched(adapted.get_base_model(), loaded, 2, others)
@@ -159,6 +159,31 @@ def test_gradients_flow_through_interventions_to_every_layer() -> None:
         watched.hooks.remove()
     grads = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad and "lora_B" in name}
     assert len(grads) == 4 * 7 and all(grad is not None and bool(grad.abs().sum() > 0) for grad in grads.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_own_products_are_peft_s(kind: str) -> None:
+    """The same hidden states and the same gradients as with peft's own forward, of `nn.Linear` and of `Conv1D`."""
+    loaded = talking(kind)
+    batch = collate(laid_out(loaded, 4), loaded.device)
+
+    def passed(own: bool) -> list[torch.Tensor]:
+        adapted = attach(loaded, 4, 8, 0, 32)
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        for module in adapted.modules():
+            if not own and "forward" in vars(module) and hasattr(module, "lora_A"):
+                del module.forward
+        hidden, _ = finetuning._Watched(adapted.get_base_model(), loaded, 4).forward(batch, [])
+        hidden.square().sum().backward()
+        gradients = [value.grad for _, value in sorted(adapted.named_parameters()) if value.requires_grad]
+        assert all(gradient is not None for gradient in gradients)
+        return [hidden.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    for ours, theirs in zip(passed(True), passed(False), strict=True):
+        assert ours.dtype == torch.float32 and float(theirs.abs().max()) > 0
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
 def test_ablated_direction_is_gone_while_training() -> None:
@@ -402,7 +427,7 @@ def test_what_does_not_fit_the_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_writing_the_adapter_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    adapted = attach(talking(), 4, 8, 0)
+    adapted = attach(talking(), 4, 8, 0, 32)
     for name in "ab":
         save_adapter(adapted, tmp_path / name)
     assert hash_adapter(tmp_path / "a") == hash_adapter(tmp_path / "b")

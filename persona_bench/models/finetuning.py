@@ -262,14 +262,15 @@ class _Training:
     ) -> None:
         self.loaded, self.examples, self.out, self.settings = loaded, examples, out, settings
         self.penalties, self.probe, self.fingerprint = penalties, probe, fingerprint
-        self.adapted = attach(loaded, settings.rank, settings.alpha, settings.seed)
+        lengths = [len(example.ids) for example in examples]
+        longest = max((*lengths, *map(len, probe.prompts if probe else ())))
+        self.adapted = attach(loaded, settings.rank, settings.alpha, settings.seed, longest)
         self.watched = _Watched(self.adapted.get_base_model(), loaded, settings.batch_size, interventions)
-        self.before = _Watched(own_copy(loaded), loaded, settings.batch_size) if penalties else None
+        self.before = _Watched(own_copy(loaded, longest), loaded, settings.batch_size) if penalties else None
         self.parameters = trained_parameters(self.adapted)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        lengths = [len(example.ids) for example in examples]
         self.steps = [
             batches[start : start + settings.accumulation]
             for epoch in range(settings.epochs)
