@@ -13,8 +13,8 @@ from inspect_ai.model import get_model
 
 from persona_bench.analysis.samples.collect import collect
 from persona_bench.analysis.tables.build import build_tables
-from persona_bench.definitions.presets import PRESETS, SETTINGS, load_preset
-from persona_bench.definitions.traits import load_trait
+from persona_bench.definitions.presets import PRESETS, SETTINGS, Preset, load_preset
+from persona_bench.definitions.traits import Trait, load_trait
 from persona_bench.errors import RunError, TraitError, VectorError
 from persona_bench.inspect_ext.cells import FEW_SHOTS, UNSTEERED, Cell, VectorFile, plan, preset_plan, sweep
 from persona_bench.models.steering import Intervention
@@ -91,6 +91,20 @@ def test_the_quick_preset_has_two_cells_more() -> None:
         Cell("prompt", "none", "system_prompt", before=(("system", (EVIL.ladder or ("",))[0]),)),
     ]
     assert all(set(SETTINGS) == set(PRESETS[name].settings) for name in ("standard", "paper"))
+
+
+def test_a_preset_may_steer_other_traits_than_the_main_ones_in_fewer_ways() -> None:
+    sizes = load_preset("standard")
+    layers = sizes.layers(30)
+
+    def settings(trait: Trait, preset: Preset, given: str = "") -> set[str]:
+        how = preset_plan(preset, trait, 30, layers, given)
+        return {cell.setting for cell in plan(layers, preset.doses, preset.random_vectors, **how)}
+
+    other = load_trait("optimistic")
+    assert settings(EVIL, sizes) == set(SETTINGS)
+    assert settings(other, sizes) == {"single", "system_prompt"} and settings(other, sizes, "multi") == {"multi"}
+    assert settings(other, load_preset("paper")) == set(SETTINGS) - {"few_shot"}  # it has no examples
 
 
 def interventions(folder: Path, file: VectorFile, cell: Cell) -> list[Intervention]:

@@ -26,7 +26,8 @@ class Preset:
         layer_fractions: steered layers as fractions of the depth.
         doses: relative doses |alpha v| / mean |h_l|, signed; alpha follows from each vector and layer.
         random_vectors: random directions of the same norm steered with as controls.
-        settings: how the model is steered, and what else suppresses the trait.
+        settings: how the model is steered, and what else suppresses the trait, for the paper's three main traits.
+        other_settings: the same for every other trait.
         controlled_settings: which of those have random vectors as controls.
         monitoring_conditions: under which the model is monitored (`inspect_ext.conditions`).
         monitoring_questions: how many of a trait's monitored questions; even ones choose, odd ones report.
@@ -51,6 +52,7 @@ class Preset:
     doses: tuple[float, ...]
     random_vectors: int
     settings: tuple[str, ...]
+    other_settings: tuple[str, ...]
     controlled_settings: tuple[str, ...]
     monitoring_conditions: tuple[str, ...]
     monitoring_questions: int
@@ -81,6 +83,7 @@ PRESETS = {
         doses=(-0.4, 0.2, 0.4),
         random_vectors=1,
         settings=("single", "ablate", "system_prompt"),  # what else suppresses a trait, at the price of two cells
+        other_settings=("single", "ablate", "system_prompt"),
         controlled_settings=("single",),
         monitoring_conditions=("ladder",),
         monitoring_questions=8,
@@ -97,7 +100,7 @@ PRESETS = {
     "standard": Preset(
         name="standard",
         temperature=0.7,
-        max_tokens=96,
+        max_tokens=48,
         extraction_questions=20,
         extraction_rollouts=2,
         evaluation_questions=20,
@@ -106,6 +109,7 @@ PRESETS = {
         doses=(-0.6, -0.3, 0.3, 0.6),
         random_vectors=2,
         settings=SETTINGS,
+        other_settings=("single", "system_prompt"),
         controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_questions=20,
@@ -114,7 +118,7 @@ PRESETS = {
         mmlu_doses=(-0.6, -0.3),
         mmlu_every_layer=False,
         mmlu_ways=("letter", "cloze"),
-        mmlu_shots=(0, 5),
+        mmlu_shots=(0,),
         second_benchmarks=("commonsenseqa",),
         second_questions=60,
     ),
@@ -130,6 +134,7 @@ PRESETS = {
         doses=(-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0),
         random_vectors=3,
         settings=SETTINGS,
+        other_settings=SETTINGS,
         controlled_settings=SETTINGS,
         monitoring_conditions=("ladder", "many_shot", "user_pressure", "drift"),
         monitoring_questions=70,  # with the paper's 20 its own smallest correlation is seen in a quarter of runs
@@ -155,6 +160,7 @@ CHECKED = {
         doses=(-0.3, 0.3),
         random_vectors=2,
         settings=("single",),
+        other_settings=("single",),
         controlled_settings=("single",),
         monitoring_conditions=("ladder",),
         monitoring_questions=20,
@@ -446,10 +452,10 @@ METHOD = {
         random_vectors=16,
     ),
     "standard": MethodSizes(
-        questions=20,
+        questions=10,
         rollouts=2,
         sets=5,
-        set_questions=14,  # five times 14 are all of a trait's 20 and 50
+        set_questions=8,
         set_rollouts=1,
         steered=_EVERY_VARIANT,
         draws=50,

@@ -10,7 +10,7 @@ from typing import Any
 from inspect_ai.model import get_model
 
 from persona_bench.definitions.presets import SETTINGS, Preset
-from persona_bench.definitions.traits import Trait
+from persona_bench.definitions.traits import MAIN_TRAITS, Trait
 from persona_bench.errors import RunError, TraitError, VectorError
 from persona_bench.files import model_folder
 from persona_bench.inspect_ext.requests import ExtraArgs, SteeringRequest
@@ -281,7 +281,8 @@ def preset_plan(
     if "few_shot" in given and trait.shots is None:
         raise TraitError(f"trait {trait.name} has no `shots`, which setting few_shot needs; add them to its file")
     asked = [item for item in given if item]
-    names = asked or [name for name in preset.settings if name != "few_shot" or trait.shots is not None]
+    held = preset.settings if trait.name in MAIN_TRAITS else preset.other_settings
+    names = asked or [name for name in held if name != "few_shot" or trait.shots is not None]
     return {
         "settings": tuple(name for name in SETTINGS if name in names),
         "controlled": tuple(asked or preset.controlled_settings),
