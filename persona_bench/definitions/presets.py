@@ -196,7 +196,7 @@ class FinetuningPreset:
         inference_doses: of steering the plainly trained model against the trait; likewise.
         penalty_weight: of the squared shift in units of mean |h_l|.
         questions: evaluation questions of each main trait.
-        rollouts: responses to each.
+        rollouts: responses to each; the base, which every seed is held against, gives as many for each seed.
         max_tokens: of a response.
         mmlu_questions: for each adapter.
         dose_seeds: of doses after the first.
