@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+
 def use_own_products(adapted: Any) -> None:
     """Let every linear layer that peft has given an adapter compute as `_AdaptedLinear`."""
     from peft.tuners.lora import Linear
@@ -41,9 +42,7 @@ class _AdaptedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low, high = a.to(x.dtype), (b * scale).to(x.dtype)
         between = rows @ low.T
@@ -63,4 +62,3 @@ class _AdaptedLinear(torch.autograd.Function):
         to_a = (to_between.T @ rows).float()
         to_b = (grad.T @ between).float() * ctx.scale
         return to_rows, None, None, to_a, to_b, None
-

@@ -37,7 +37,8 @@ def _run(name: str, run: Run) -> Iterator[str]:
     yield f"### {md(label(run))}"
     yield fenced(str(run.held.get("command") or "persona-bench run"))
     report = f"../../results/{run.folder.parent.name}/{run.folder.name}/report.md"
-    n = f", n {int(shown['n'].min())} to {int(shown['n'].max())} valid samples a verdict" if len(shown) else ""
+    fewest, most = (int(shown["n"].min()), int(shown["n"].max())) if len(shown) else (0, 0)
+    n = f", {fewest}{f' to {most}' if most > fewest else ''} valid samples a verdict" if len(shown) else ""
     about = f"Grader {md(run.caption.grader)}, {md(run.caption.date)}"
     yield f"{about}: {tally(every)}{n}; logs and controls in the [report]({report})."
     if len(shown):

@@ -58,6 +58,8 @@ def _figures(runs: Sequence[Run], root: Path) -> list[tuple[str, str]]:
             ("steering", "Trait score and coherence by relative dose"),
             ("frontier", "Trait score against MMLU, a point a way of steering"),
             ("monitoring", "Projection of the last prompt token against the trait score"),
+            ("shift", "Finetuned models: shift along the vector against the trait score"),
+            ("vaccine", "What keeps a finetuned model from the trait, and its price"),
         ):
             names = sorted(path.stem for path in (root / "paper_figures").glob(f"{run.stem}-{kind}_*.png"))
             wanted += [(name, f"{words}: {name.rpartition('_')[2]} on {md(label(run))}") for name in names[:1]]
@@ -73,6 +75,5 @@ def _by_eval(name: str, runs: Sequence[Run]) -> str:
         ]
         for claim in ran(runs, name)
     ]
-    return folded(
-        f"{name} ({len(rows)} claims)", table(["claim", *(md(label(run)) for run in runs), "the paper"], rows)
-    )
+    said = f"{name} ({len(rows)} claim{'s' * (len(rows) != 1)})"
+    return folded(said, table(["claim", *(md(label(run)) for run in runs), "the paper"], rows))

@@ -18,7 +18,7 @@ from persona_bench.analysis.figures.drawing import (
     put_legend,
     slug,
 )
-from persona_bench.analysis.tables.finetuning import BASE, PLAIN, RANDOM
+from persona_bench.analysis.tables.finetuning import BASE, INFERENCE, PLAIN, RANDOM
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.trials import split_arm, taught_trait
 
@@ -75,7 +75,8 @@ def _shift_figure(
         )
     base = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == BASE)]
     if len(base):
-        axes.plot([0], [float(base["trait_score"].iloc[0])], "*", color="black", markersize=9, label="base")
+        score = float(base["trait_score"].iloc[0])
+        axes.plot([0], [score], "*", color="black", markerfacecolor="white", markersize=10, label="base")
     own = correlations[(correlations["direction"] == trait) & (correlations["trait"] == trait)]
     said = ""
     if len(own):
@@ -114,9 +115,10 @@ def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
                 _curve(axes, pd.concat([own[own["arm"] == PLAIN], doses]), column, _colour(str(way), number))
         axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(label)
         axes.set_ylabel("trait acquired (points)")
-    learnt = " while facts are learnt" if family == FACTS else ""
+    learnt = "\nwhile facts are learnt" if family == FACTS else ""
     top.set_title(f"What prevents {flat_text(taught_trait(family))}{learnt}, and its price", color="black")
     put_legend(figure, top)
     seeds = int(own["n_seeds"].max())
@@ -164,8 +166,12 @@ def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str) -> None:
 
 
 def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> Figure:
-    """Projection on the family's own vector while training, a line a version and arm of the first seed."""
-    own = training[training["seed"] == training["seed"].min()]
+    """Projection on the family's own vector while training, a line a version and arm of the first seed.
+
+    Arms that only use what another trained have no line of their own.
+    """
+    trained = training[[split_arm(str(arm))[0] != INFERENCE for arm in training["arm"]]]
+    own = trained[trained["seed"] == trained["seed"].min()]
     figure = new_figure(4.8)
     axes = figure.subplots()
     trials = own.groupby(["arm", "version"], sort=True)

@@ -30,7 +30,7 @@ from persona_bench.analysis.samples.frames import TRIAL, Samples
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.trials import taught_trait
 
-BASE, PLAIN, RANDOM, NORMAL = "base", "plain", "random", "normal"
+BASE, PLAIN, INFERENCE, RANDOM, NORMAL = "base", "plain", "inference", "random", "normal"
 SHARE = (0.0, 1.0)
 KINDS = {"letter": "mmlu", "cloze": "mmlu", "loss": "held_out", "recall": "recall"}
 """The kind of sample that has a column's numbers; of all others it is `trait`."""

@@ -20,6 +20,7 @@ from persona_bench.analysis.grouping import Draw, log_names, paired, scored
 from persona_bench.analysis.samples.frames import TRIAL
 from persona_bench.analysis.tables.finetuning import (
     BASE,
+    INFERENCE,
     NORMAL,
     PLAIN,
     RANDOM,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["FINETUNING_RULES", "Ruling"]
 
 PREVENTATIVE, INCREMENTAL, CAFT, PENALTY, NEGATIVE = "preventative", "incremental", "caft", "penalty", "negative_prompt"
-INFERENCE = "inference"
 STRONGEST = "misaligned_2"
 MIN_SCORE_SD = 1.0
 """Trait scores of finetunes must vary by this much (of 100) for F1."""
@@ -89,8 +89,8 @@ def _shift_own(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling
     if points["score"].std() < MIN_SCORE_SD:
         return _untestable(found, "the trait score hardly differs between the finetuned models (SD under 1)")
     control = finetunes(samples.finetuning, samples.shifts, trait, trait, control=True)
-    # One stream for both, so that the same training sets are drawn.
-    r, random = (correlation(part, draw, "claims", "F1", trait) for part in (points, control))
+    # One stream for both, so that the same training sets are drawn; that of the table, which gives the same interval.
+    r, random = (correlation(part, draw, "shift", trait, trait) for part in (points, control))
     if np.isnan(r.low) or np.isnan(random.low) or len(control) != len(points):
         return _untestable(found, "the shift along the vector or along a random direction was not measured, or is one")
     beyond = st.excess_strength(r, random)
