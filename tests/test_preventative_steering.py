@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from collections.abc import Iterator
@@ -40,8 +41,7 @@ from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.trained import set_up
-from persona_bench.models import loading
-from persona_bench.models.loading import load
+from persona_bench.models.loading import LoadedModel, load
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.trials import arm_of, judged_rollouts
 from tests.conftest import one_line, tiny_vector
@@ -542,7 +542,10 @@ def test_a_run_trains_and_measures_every_trial_once_and_lets_go(
         ),
         "preventative_steering/sycophancy-normal-plain-s0",
     ]
-    assert not [held for held in loading._loaded.values() if str(tmp_path / "run") in held.name]
+    # Nobody holds merged weights, neither what loads them nor the models that Inspect keeps.
+    gc.collect()
+    held = [item for item in gc.get_objects() if type(item) is LoadedModel and str(tmp_path / "run") in item.name]
+    assert not held
     # By these a run finds the logs that it has: another argument, and every finished trial would be done again.
     for log in logs.values():
         assert set(log.eval.task_args_passed) == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import weakref
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -89,7 +90,7 @@ class PersonaAPI(ModelAPI):
             )
         super().__init__(model_name, base_url, api_key, [], config)
         self._load = partial(load, model_name, dtype=dtype, device=device, revision=revision)
-        self._held: LoadedModel | None = self._load()
+        self._held = weakref.ref(self._load())
         self._max_batch = max_batch
         self._directions: dict[tuple[tuple[str, tuple[str, ...]], ...], torch.Tensor] = {}
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
@@ -97,10 +98,16 @@ class PersonaAPI(ModelAPI):
 
     @property
     def loaded(self) -> LoadedModel:
-        """The weights, merged anew where they were let go."""
-        if self._held is None:
-            self._held = self._load()
-        return self._held
+        """The weights, merged anew where they were let go.
+
+        The process holds them (`loading.load`), not this: Inspect makes a second one of every model to look it up, and
+        keeps it for good.
+        """
+        held = self._held()
+        if held is None:
+            held = self._load()
+            self._held = weakref.ref(held)
+        return held
 
     @property
     def engine(self) -> Engine:
@@ -108,14 +115,12 @@ class PersonaAPI(ModelAPI):
         return WORKER.engine(self.loaded, max_batch=self._max_batch)
 
     async def aclose(self) -> None:
-        """Let a merged adapter go: its weights are a copy, which many adapters in one process have no room for.
-
-        Inspect keeps every model of a process, so this holds nothing itself; nor does the allocator.
-        """
-        if self._held is not None and self._held.source == "adapter":
-            WORKER.release(self._held)
-            forget(self._held)
-            self._held = None
+        """Let a merged adapter go: its weights are a copy, which many adapters in one process have no room for."""
+        held = self._held()
+        if held is not None and held.source == "adapter":
+            WORKER.release(held)
+            forget(held)
+            del held
             give_back()
 
     def max_connections(self) -> int:
