@@ -494,10 +494,10 @@ def test_question_sets_hold_no_evaluation_question_and_are_the_same_again(preset
 
 def test_a_small_pool_is_shared_out_as_far_as_it_goes() -> None:
     trait = load_trait("evil").model_copy(update={"monitoring_questions": ()})
-    sets = question_sets(trait, METHOD["standard"], 0)
+    sets = question_sets(trait, METHOD["paper"], 0)
     assert [len(ids) for ids in sets] == [10] * 5 and not sets[0] & sets[1] and sets[0] == sets[2]
     tiny = trait.model_copy(update={"extraction_questions": ("one?",)})
-    assert set(question_sets(tiny, METHOD["standard"], 0)) == {frozenset({0})}
+    assert set(question_sets(tiny, METHOD["paper"], 0)) == {frozenset({0})}
 
 
 def test_the_task_asks_the_sets_under_the_trait_s_own_instructions() -> None:
