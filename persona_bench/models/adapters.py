@@ -21,7 +21,7 @@ from persona_bench.models.loading import LoadedModel, find_blocks, prepare, shal
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHORT = 256
-"""Up to as many tokens all scores of attention are held on a processor, where fused attention is slow to differentiate."""
+"""Up to as many tokens a processor holds all scores of attention: fused attention is slow to differentiate there."""
 
 
 def own_copy(loaded: LoadedModel, longest: int = 0) -> Any:
