@@ -69,7 +69,8 @@ def read_vector(file: str, sha256: str) -> PersonaVector:
 class PersonaAPI(ModelAPI):
     """Local weights with per-request steering and capture.
 
-    Model args (`-M`): `dtype` (bfloat16, float16, float32, auto), `device`, `revision`, `max_batch` (64).
+    Model args (`-M`): `dtype` (bfloat16, float16, float32, auto), `device`, `revision`, `max_batch` (rows in a
+    pass: 64, on a GPU 256).
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PersonaAPI(ModelAPI):
         dtype: str | None = None,
         device: str | None = None,
         revision: str | None = None,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         **model_args: Any,
     ) -> None:
         if model_args:

@@ -27,6 +27,8 @@ from persona_bench.models.steering import Capture, Intervention, ResidualHooks, 
 
 logger = logging.getLogger(__name__)
 
+SLOTS, PREFILL_TOKENS = 64, 2048
+GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # a step is launching kernels there: 256 rows cost little more than 64
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
 LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
 LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small
@@ -267,8 +269,9 @@ class Engine:
 
     Args:
         loaded: model, tokenizer and decoder blocks.
-        max_batch: slots, the most rows in one forward pass; halved when a batch does not fit in memory.
-        token_budget: most tokens (rows times padded length) in one prefill.
+        max_batch: slots, the most rows in one forward pass; halved when a batch does not fit in memory. None: 64, on a
+            GPU 256.
+        token_budget: most tokens (rows times padded length) in one prefill. None: 2,048, on a GPU 16,384.
         prefix_bytes: memory for shared prefixes.
     """
 
@@ -276,13 +279,14 @@ class Engine:
         self,
         loaded: LoadedModel,
         *,
-        max_batch: int = 64,
-        token_budget: int = 2048,
+        max_batch: int | None = None,
+        token_budget: int | None = None,
         prefix_bytes: int = 2**29,
     ) -> None:
         self.loaded = loaded
-        self.max_batch = max(max_batch, MIN_WIDTH)
-        self.token_budget = token_budget
+        slots, tokens = (GPU_SLOTS, GPU_PREFILL_TOKENS) if loaded.device.type == "cuda" else (SLOTS, PREFILL_TOKENS)
+        self.max_batch = max(max_batch or slots, MIN_WIDTH)
+        self.token_budget = token_budget or tokens
         self.prefill_tokens = 0
         self.decoded_tokens = 0
         self._inbox: deque[_Job] = deque()

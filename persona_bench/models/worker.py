@@ -25,8 +25,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._arrivals = 0
 
-    def engine(self, loaded: LoadedModel, max_batch: int = 64) -> Engine:
-        """The engine of a weight set, made once a process."""
+    def engine(self, loaded: LoadedModel, max_batch: int | None = None) -> Engine:
+        """The engine of a weight set, made once a process; slots as `Engine` has them."""
         with self._changed:
             if id(loaded) not in self._engines:
                 self._engines[id(loaded)] = Engine(loaded, max_batch=max_batch)
