@@ -141,6 +141,22 @@ def test_scores_are_the_same_with_and_without_a_shared_prefix(
         assert np.array_equal(ours.alternative_logprobs, theirs.alternative_logprobs)
 
 
+def test_a_row_is_the_same_beside_one_that_is_much_longer(loaded: LoadedModel) -> None:
+    """Products over more than 1,024 keys are summed in another order, and a pass reads as many as its longest row."""
+    draw = random.Random(0)
+    lengths = (700, 1000, 1500)
+    rows = [
+        Row(tuple(draw.randrange(1000, 20000) for _ in range(n)), tuple(range(40, 90)), shared_prefix=shared)
+        for n in lengths
+        for shared in (0, n)
+    ]
+    lone = [_run(loaded, [row], 1)[0].continuation_logprobs for row in rows]
+    for together in (rows, rows[::-1]):
+        found = [result.continuation_logprobs for result in _run(loaded, together, 32)]
+        for ours, theirs in zip(found, lone if together is rows else lone[::-1], strict=True):
+            assert np.array_equal(ours, theirs)
+
+
 def test_readings_are_the_same_alone_in_batches_and_with_a_shared_question(loaded: LoadedModel) -> None:
     """What a local grader judges by: no response's score hangs on which others were judged with it."""
     loaded = reader(loaded)

@@ -80,10 +80,11 @@ def _environment(cache: Path, **more: str) -> dict[str, str]:
     }
 
 
-def _run(folder: Path, out: Path, cache: Path, **environment: str) -> str:
+def _run(folder: Path, out: Path, cache: Path, cwd: Path | None = None, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder), str(out)],
         env=_environment(cache, **environment),
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -140,8 +141,12 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list(killed.rglob("claims.csv"))
-    _run(_saved, killed, cache)
+    done = {name: log.eval.eval_id for name, log in read_logs(killed).items()}
+    assert "trait_elicitation/evil" in done
+    # From another directory, as seen from which every eval's file has another name.
+    _run(_saved, killed, cache, cwd=tmp_path)
     assert _tables(killed) == expected
+    assert done.items() <= {name: log.eval.eval_id for name, log in read_logs(killed).items()}.items()
 
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)
     judged = claims[claims["claim"].map(lambda name: claim(name).judged) & (claims["verdict"] != "not run")]

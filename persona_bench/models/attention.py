@@ -3,7 +3,8 @@
 Two choices make that true, bit for bit, in bfloat16 on CPU (`tests/test_invariance.py` holds it on real weights):
 every slot is padded on the right, with the key length rounded up to a multiple of `KV_STEP`, so vectorised kernels
 see whole vectors whatever the neighbours' lengths; and query heads that share a key head are folded into one matrix
-product whose rows are computed alike whatever their number, which fused attention kernels do not promise.
+product whose rows are computed alike whatever their number, which fused attention kernels do not promise. Values are
+summed over `KEY_BLOCK` keys at a time, as a product over more of them is summed in an order that hangs on their number.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 ATTENTION_NAME = "persona_bench"
 KV_STEP = 32
+KEY_BLOCK = 1024
 QUERY_STEP = 64  # queries at a time: keys after all of them are left out, and what is made fits the processor's caches
 
 
@@ -229,8 +231,20 @@ def slot_attention(
         scores = scores.view(rows, kv_heads, group, n, reach)
         scores[..., seen:].add_(mask[:, :, None, first:last, seen:reach])
         weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * n, reach)
-        parts.append(torch.matmul(weights, value[:, :, :reach]).view(rows, heads, n, dim).transpose(1, 2))
+        parts.append(_weighted(weights, value[:, :, :reach]).view(rows, heads, n, dim).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
+
+
+def _weighted(weights: Tensor, value: Tensor) -> Tensor:
+    """The product `(rows, kv_heads, queries, head_dim)`, to which keys of weight 0 after the last one add nothing."""
+    keys = weights.shape[-1]
+    if keys <= KEY_BLOCK:
+        return torch.matmul(weights, value)
+    total = torch.matmul(weights[..., :KEY_BLOCK], value[:, :, :KEY_BLOCK]).float()
+    for first in range(KEY_BLOCK, keys, KEY_BLOCK):
+        last = first + KEY_BLOCK
+        total += torch.matmul(weights[..., first:last], value[:, :, first:last])
+    return total.to(value.dtype)
 
 
 def register() -> None:

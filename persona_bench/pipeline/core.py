@@ -108,11 +108,16 @@ class Core:
 
     def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
         from inspect_ai import eval_set
+        from inspect_ai._eval.task.constants import TASK_FILE_ATTR
 
         from persona_bench.analysis.samples.collect import check_log
 
         if not tasks:
             return
+        for task in tasks:
+            # Inspect tells evals apart by their file too, as it is called from the current directory: without it, a
+            # run goes on from any directory and with any copy of this package.
+            setattr(task, TASK_FILE_ATTR, None)
         n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
         self.say(f"{stage}: {len(tasks)} evals, {n} samples")
         success, logs = eval_set(
