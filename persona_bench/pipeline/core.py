@@ -168,7 +168,7 @@ class Core:
         from persona_bench.analysis.samples.collect import collect
         from persona_bench.analysis.tables.build import build_tables
 
-        samples = collect(self._logs(), [], self._filter)
+        samples = collect(self._logs("judge"), [], self._filter)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
         table = build_tables(samples, seed=self.settings.seed, judge_methods=methods)["judge"]
         chosen = table[table["chosen"].astype(bool) & (table["half"] == "report")]
@@ -315,7 +315,7 @@ class Core:
         from persona_bench.analysis.samples.collect import collect
         from persona_bench.analysis.tables.build import build_tables, chosen_layers
 
-        samples = collect(self._logs(), [], self._filter)
+        samples = collect(self._logs("steering"), [], self._filter)
         tables = build_tables(samples, seed=self.settings.seed, resamples=1)
         return {trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()}
 
@@ -332,7 +332,7 @@ class Core:
         from persona_bench.vectors.extraction import extract
         from persona_bench.vectors.vector import PersonaVector
 
-        logs = self._logs()
+        logs = self._logs("elicitation")
         vectors: dict[str, PersonaVector] = {}
         for name, trait in zip(self.settings.traits, self.traits, strict=True):
             log = logs.get(f"trait_elicitation/{trait.name}")
@@ -367,10 +367,14 @@ class Core:
             vectors[trait.name] = vector
         return vectors
 
-    def _logs(self) -> dict[str, EvalLog]:
+    def _logs(self, *stages: str) -> dict[str, EvalLog]:
+        """The finished logs of these stages, by logical name; of all if none is named, which takes minutes later on."""
         from persona_bench.analysis.samples.collect import read_logs
 
-        return read_logs(self.folder / "logs")
+        found: dict[str, EvalLog] = {}
+        for stage in stages or ("",):
+            found |= read_logs(self.folder / "logs" / stage)
+        return found
 
 
 def full(log: EvalLog) -> EvalLog:

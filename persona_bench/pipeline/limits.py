@@ -113,7 +113,7 @@ class Limits(Core):
             for name in self.settings.traits
         ]
         self._eval_set("limits-questions", tasks)
-        logs = self._logs()
+        logs = self._logs("elicitation", "limits-descriptions", "limits-questions")
         named = zip(self.settings.traits, self.traits, strict=True)
         variants = [self._variants(*pair, logs, vectors, layers) for pair in named]
         self._eval_set("limits-variants", [task for task in variants if task is not None])

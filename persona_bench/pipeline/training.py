@@ -92,7 +92,8 @@ class Training(Limits):
         from persona_bench.definitions.flagging import PICKS
         from persona_bench.inspect_ext.flagging import rankable
 
-        usable = rankable(self._logs()[f"data_flagging/{'mixture' if pool == 'mixture' else 'corpus'}"], trait, pool)
+        measured = "mixture" if pool == "mixture" else "corpus"
+        usable = rankable(self._logs(f"flagging/{measured}")[f"data_flagging/{measured}"], trait, pool)
         if len(usable) < 2 * n:
             self.say(f"flagging, {pool}, {trait}: {len(usable)} samples are too few to train on {n} at either end")
             return
@@ -112,7 +113,7 @@ class Training(Limits):
         from persona_bench.analysis.samples.collect import rollouts
         from persona_bench.vectors.trials import judged_rollouts
 
-        logs = self._logs()
+        logs = self._logs("elicitation")
         lines = [
             json.dumps({"trait": trait.name, **item._asdict()})
             for trait in self.traits
