@@ -169,6 +169,18 @@ def test_with_the_labelled_answers_judged_right_the_same_run_supports_its_claims
     assert set(claims.loc[claims["verdict"] == "supported", "claim"]) == true
 
 
+def test_without_a_vector_what_was_not_asked_for_is_not_run(samples):
+    """A trait that gives no vector leaves an eval of the run untestable, and says nothing of one that was left out."""
+    found = verdicts(samples, traits=("evil", "impolite"), no_vector={"impolite": "too few responses"})
+    found = found[found["trait"] == "impolite"].set_index("claim")
+    assert found.loc["C1-steering-induces", ["verdict", "reason"]].tolist() == [
+        "not testable",
+        "no vector: too few responses",
+    ]
+    assert found.loc["D1-difference-tells-shift", "verdict"] == "not run"
+    assert found.loc["P1-prevents-single-layer", "verdict"] == "not run"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_scores_on_the_labelled_answers_support_no_claim(seed, only_judged):
     """Only the report half opens the gate, however good the judge looked where it was calibrated."""

@@ -140,8 +140,6 @@ def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> Finding | Non
     if claim.id not in _RULES and claim.id not in _RULINGS:
         missing = UNDECIDED.get(claim.id, f"the eval {claim.eval}")
         return Finding("not run", f"no rule in this version: {missing}")
-    if no_vector and claim.eval != "judge_validity":
-        return _untestable(f"no vector: {no_vector}")
     frame = {
         "trait_steering": run.samples.steering,
         "trait_monitoring": run.samples.monitoring[run.samples.monitoring["condition"] == claim.condition],
@@ -151,6 +149,10 @@ def _unmet(run: _Run, claim: Claim, trait: str, no_vector: str) -> Finding | Non
         "preventative_steering": of_kind(run.samples.finetuning, "trait"),
         "data_flagging": run.samples.flagging,
     }[claim.eval]
+    # An eval without samples of any trait, where some have a vector, was not asked for.
+    asked = not frame.empty or run.samples.vectors.empty
+    if no_vector and asked and claim.eval != "judge_validity":
+        return _untestable(f"no vector: {no_vector}")
     if not (frame["trait"] == trait).any():
         under = f" under {claim.condition}" if claim.condition else ""
         return Finding("not run", f"{claim.eval} has no samples of this trait{under}")
