@@ -74,6 +74,13 @@ def test_every_setting_has_its_cells_and_controls(file: VectorFile) -> None:
         assert any(c.relative_dose == control.relative_dose and c.coefficient == control.coefficient for c in same)
 
 
+def test_whatever_dose_is_chosen_has_its_random_vectors() -> None:
+    for sizes in PRESETS.values():
+        cells = plan(sizes.layers(30), sizes.doses, sizes.random_vectors)
+        for dose in sizes.doses:
+            assert len(find(cells, "random", "single", dose)) == sizes.random_vectors
+
+
 def test_ids_of_single_cells_are_as_they_were(file: VectorFile) -> None:
     """Texts hang on ids, which seed them."""
     assert [cell.id for cell in sweep(file, (3,), (-0.4, 0.2), 1)] == [

@@ -224,7 +224,7 @@ def _steering(runs: Sequence[Run]) -> Figure | None:
     _shared_legend(figure, panels)
     n = int(sum(line["n"].sum() for _, line in lines))
     note = "At each trait's chosen layer, report half. Bars: 95 % intervals, bootstrapped by question."
-    put_foot(figure, _caption(runs).line(n), note)
+    put_foot(figure, _caption([run for run, _ in lines]).line(n), note)
     return figure
 
 
@@ -324,4 +324,4 @@ def _shared_legend(figure: Figure, panels: Sequence[Any]) -> None:
     # What is steered comes first, its controls after.
     labels = sorted(shown, key=lambda label: "random" in label)
     handles = [shown[label] for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, 2 * len(panels), len(labels)), frameon=False)

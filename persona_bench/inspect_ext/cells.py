@@ -164,7 +164,7 @@ def plan(
 ) -> list[Cell]:
     """Every cell but the unsteered one, without coefficients, which depend on the vector.
 
-    - `single`: every layer and dose; random vectors at `control_layers` and the largest dose of either sign.
+    - `single`: every layer and dose; random vectors at `control_layers` and every dose, whichever is chosen later.
     - `multi`, `incremental`: every dose at all of `several`; random vectors at the largest dose of either sign.
     - `cap`, `ablate`: at the middle of `several`, and at all of them where `multi` is asked for too.
     - `system_prompt`: the most suppressing rung of the trait's ladder, or its first negative instruction.
@@ -200,7 +200,7 @@ def plan(
         against = randoms if setting in controlled else []
         if setting == "single":
             add(setting, [(layer,) for layer in layers], doses, persona)
-            add(setting, [(layer,) for layer in controls], extremes, against)
+            add(setting, [(layer,) for layer in controls], doses, against)
         elif setting in _SEVERAL and len(together) > 1:
             add(setting, [together], doses, persona)
             add(setting, [together], extremes, against)
