@@ -324,4 +324,5 @@ def _shared_legend(figure: Figure, panels: Sequence[Any]) -> None:
     # What is steered comes first, its controls after.
     labels = sorted(shown, key=lambda label: "random" in label)
     handles = [shown[label] for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, 2 * len(panels), len(labels)), frameon=False)
+    columns = min(4, 2 * len(panels), len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
