@@ -54,7 +54,7 @@ APART = ("preventative_steering", "data_flagging", "stated_limits")
 EVERY = sorted(path.parent.name for path in (ROOT / "evals").glob("*/eval.yaml"))
 EVALS = [name for name in EVERY if name not in APART]
 NEED_VECTOR = ("trait_steering", "trait_monitoring", "mmlu_preservation")
-VERSIONS = {"trait_steering": "1-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
+VERSIONS = {"trait_steering": "2-B", "trait_monitoring": "2-B", "mmlu_preservation": "2-A"}
 LIMITS = {name: 12 for name in EVALS} | {"trait_elicitation": 40}
 
 
@@ -251,7 +251,7 @@ def test_steering_and_monitoring_ask_the_evaluation_questions(tmp_path: Path) ->
     evil = load_trait("evil")
     steering = build("trait_steering", tmp_path).dataset
     plain = [str(sample.input) for sample in steering if isinstance(sample.input, str)]
-    assert set(plain) <= set(evil.evaluation_questions) and len(plain) == 10 * load_preset("quick").evaluation_questions
+    assert set(plain) <= set(evil.evaluation_questions) and len(plain) == 11 * load_preset("quick").evaluation_questions
     monitoring = build("trait_monitoring", tmp_path).dataset
     assert evil.ladder is not None
     rungs = {(s.metadata["rung"], str(s.input[0].content)) for s in monitoring if s.metadata}  # type: ignore[union-attr]
@@ -280,13 +280,13 @@ def test_a_sweep_has_every_cell_and_its_controls() -> None:
     vector = tiny_vector()
     file = VectorFile(Path("/v.safetensors"), vector)
     cells = sweep(file, (1, 3), (-0.4, 0.2, 0.4), 2, (3,))
-    assert cells[0] == UNSTEERED and len({cell.id for cell in cells}) == len(cells) == 1 + 2 * 3 + 2 * 1 * 2
+    assert cells[0] == UNSTEERED and len({cell.id for cell in cells}) == len(cells) == 1 + 2 * 3 + 2 * 1 * 3
     for cell in cells[1:]:
         assert vector.relative_dose(cell.layer, cell.coefficient) == pytest.approx(cell.relative_dose)
         request = cell.extra(file).apply_steering_vectors[0]
         assert (request.sha256, request.layers, request.scale) == (vector.hash, (cell.layer,), cell.coefficient)
     assert {(cell.direction, cell.layer, cell.relative_dose) for cell in cells if cell.vector == "random"} == {
-        (f"random:{k}", 3, dose) for k in (0, 1) for dose in (-0.4, 0.4)
+        (f"random:{k}", 3, dose) for k in (0, 1) for dose in (-0.4, 0.2, 0.4)
     }
     with pytest.raises(VectorError):
         sweep(file, (5,), (0.4,), 0, ())

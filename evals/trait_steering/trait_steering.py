@@ -64,5 +64,5 @@ def trait_steering(
         scorer=trait_judge(trait, method),
         epochs=sizes.steering_rollouts,
         metadata={"trait": loaded.name, "trait_hash": loaded.hash, "vector_hash": file.vector.hash},
-        version="1-B",
+        version="2-B",
     )
