@@ -76,6 +76,8 @@ def _environment(cache: Path, **more: str) -> dict[str, str]:
         "PERSONA_BENCH_SOURCE": "wheel",
         "INSPECT_DISPLAY": "none",
         "OMP_NUM_THREADS": "1",
+        # As the installed command: Inspect names what a copy in the current directory registers otherwise.
+        "PYTHONSAFEPATH": "1",
         **more,
     }
 
