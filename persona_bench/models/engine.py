@@ -28,7 +28,7 @@ from persona_bench.models.steering import Capture, Intervention, ResidualHooks, 
 logger = logging.getLogger(__name__)
 
 SLOTS, PREFILL_TOKENS = 64, 2048
-GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # a step is launching kernels there: 256 rows cost little more than 64
+GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # most of a step is launching kernels there, whatever the rows; not timed
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
 LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
 LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small

@@ -116,7 +116,7 @@ class Core:
             return
         for task in tasks:
             # Inspect tells evals apart by their file too, as it is called from the current directory: without it, a
-            # run goes on from any directory and with any copy of this package.
+            # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
         n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
         self.say(f"{stage}: {len(tasks)} evals, {n} samples")
