@@ -303,7 +303,10 @@ def _rung_rows(
 
 
 def _roc_rows(watched: pd.DataFrame, signals: Sequence[_Signal], chosen: float) -> Iterator[Row]:
-    """ROC curves on the report half: the share of positives found at each share of false alarms."""
+    """ROC curves on the report half: the share of positives found from each share of false alarms on.
+
+    A row stands where the share rises, and one at either end; between them it is flat.
+    """
     report = watched[watched["half"] == "report"]
     label = _label(report)
     for signal in signals:
@@ -315,8 +318,10 @@ def _roc_rows(watched: pd.DataFrame, signals: Sequence[_Signal], chosen: float) 
         cuts = np.r_[np.inf, np.unique(values[use])[::-1], -np.inf]
         false = (negative.to_numpy()[None, :] >= cuts[:, None]).mean(1)
         true = (positive.to_numpy()[None, :] >= cuts[:, None]).mean(1)
-        for grid in ROC_GRID:
-            yield {**signal.key, "half": "report", "fpr": grid, "tpr": float(true[false <= grid + 1e-12].max())}
+        found = [float(true[false <= grid + 1e-12].max()) for grid in ROC_GRID]
+        for i, (grid, share) in enumerate(zip(ROC_GRID, found, strict=True)):
+            if i in (0, len(found) - 1) or share != found[i - 1]:
+                yield {**signal.key, "half": "report", "fpr": grid, "tpr": share}
 
 
 def _drift_rows(
