@@ -16,6 +16,7 @@ from persona_bench.errors import DataError, ModelError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.layers import quick
 from persona_bench.models.loading import LoadedModel, default_dtype
 from persona_bench.models.reading import READ_DEPTH, reader, reading_row
 from persona_bench.models.sampling import Sampling
@@ -59,8 +60,9 @@ def passes(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cou
     def begins(name: str) -> Any:
         return lambda *_: counted.update([name])
 
-    handles = [block.register_forward_pre_hook(begins(str(i + 1))) for i, block in enumerate(loaded.blocks)]
-    handles.append(loaded.model.get_output_embeddings().register_forward_pre_hook(begins("head")))
+    running = quick(loaded)
+    handles = [block.register_forward_pre_hook(begins(str(i + 1))) for i, block in enumerate(running.blocks)]
+    handles.append(running.model.get_output_embeddings().register_forward_pre_hook(begins("head")))
     for name in ("head", "logits_at"):
         whole = getattr(LoadedModel, name)
         monkeypatch.setattr(
@@ -402,15 +404,16 @@ def test_a_reading_pass_that_does_not_fit_is_halved(
     loaded = in_bfloat16("llama")
     rows = readings(20, shared=True)
     expected = [read(result) for result in Engine(loaded).run(rows)]
-    forward = loaded.decoder.forward
+    engine = Engine(loaded, max_batch=16)
+    forward = engine.loaded.decoder.forward
 
     def cramped(*args: Any, **kwargs: Any) -> Any:
         if kwargs["input_ids"].shape[0] > 5:
             raise torch.OutOfMemoryError("planted")
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(loaded.decoder, "forward", cramped)
-    found = Engine(loaded, max_batch=16).run(rows)
+    monkeypatch.setattr(engine.loaded.decoder, "forward", cramped)
+    found = engine.run(rows)
     assert "did not fit in memory" in caplog.text
     assert all_equal(expected, [read(result) for result in found])
 

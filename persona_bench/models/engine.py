@@ -21,6 +21,7 @@ from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models.attention import SlotCache
+from persona_bench.models.layers import quick
 from persona_bench.models.loading import LoadedModel
 from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
 from persona_bench.models.steering import Capture, Intervention, ResidualHooks, project
@@ -283,7 +284,7 @@ class Engine:
         token_budget: int | None = None,
         prefix_bytes: int = 2**29,
     ) -> None:
-        self.loaded = loaded
+        self.loaded = quick(loaded)
         slots, tokens = (GPU_SLOTS, GPU_PREFILL_TOKENS) if loaded.device.type == "cuda" else (SLOTS, PREFILL_TOKENS)
         self.max_batch = max(max_batch or slots, MIN_WIDTH)
         self.token_budget = token_budget or tokens
@@ -297,7 +298,7 @@ class Engine:
         self._directions: list[Tensor] = []
         self._offsets: dict[int, int] = {}
         self._stacked: Tensor | None = None
-        self.hooks = ResidualHooks(loaded.blocks, loaded.d_model, self.max_batch + 1, loaded.device)
+        self.hooks = ResidualHooks(self.loaded.blocks, loaded.d_model, self.max_batch + 1, loaded.device)
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -786,7 +787,9 @@ class _Reader:
         ]
         self.means = [(index, job) for index, job in enumerate(jobs) if job.row.hidden_means]
         self.readings = [(index, job, job.row.reading) for index, job in enumerate(jobs) if job.row.reading is not None]
-        self.wanted = bool(self.captures or self.means or self.readings)
+        every = range(self.n_layers + 1) if self.captures or self.means else ()
+        self._layers = {*every, *(layer for _index, _job, reading in self.readings for layer in reading.layers)}
+        self.wanted = bool(self._layers)
         self.depth = jobs[0].depth if len({job.depth for job in jobs}) == 1 else 0
         # Named, because loading other weights changes the default dtype of the process for a while.
         zeros = partial(torch.zeros, dtype=torch.float32, device=device)
@@ -823,6 +826,12 @@ class _Reader:
         return first, len(job.given) - self.starts[index]
 
     def __call__(self, layer: int, hidden: Tensor) -> None:
+        if layer in self._layers:
+            self._read_layer(layer, hidden.float())
+        if layer and layer == self.depth:
+            raise _DeepEnoughError
+
+    def _read_layer(self, layer: int, hidden: Tensor) -> None:
         if layer:
             for (index, _job, directions, (first, last)), values in zip(self.captures, self._values, strict=True):
                 values[:, :, layer] = project(hidden[index, first:last], directions[:, layer]).cpu().numpy()
@@ -844,8 +853,6 @@ class _Reader:
             if layer in layers:
                 whole = len(rows) == len(hidden)
                 self._products[place, layer] = project(hidden if whole else hidden[rows], directions[:, layer])
-        if layer and layer == self.depth:
-            raise _DeepEnoughError
 
     def deliver(self) -> None:
         for (index, job, _directions, (first, _last)), values in zip(self.captures, self._values, strict=True):

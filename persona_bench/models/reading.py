@@ -6,12 +6,11 @@ import threading
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from torch import nn
-
 from persona_bench.errors import DataError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Reading, Row
+from persona_bench.models.layers import replace_linears
 from persona_bench.models.loading import LoadedModel, find_blocks, shallow_copy
 
 READ_DEPTH = 4 / 7  # of the blocks: deeper adds time and no accuracy on the calibrating half of the labelled answers
@@ -38,10 +37,7 @@ def _reader(loaded: LoadedModel) -> LoadedModel:
     blocks = find_blocks(model)
     del blocks[max(round(READ_DEPTH * loaded.n_layers), 1) :]
     if arithmetic(loaded) == "int8":
-        for module in list(blocks.modules()):
-            for name, child in module.named_children():
-                if type(child) is nn.Linear:
-                    setattr(module, name, int8.Int8Linear(child))
+        replace_linears(blocks, int8.Int8Linear)
     return replace(loaded, model=model, blocks=list(blocks))
 
 

@@ -252,7 +252,7 @@ class ResidualHooks:
     def _embedding_hook(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._enabled and self.reader is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            self.reader(0, hidden.float())
+            self.reader(0, hidden)
 
     def _block_hook(self, layer: int) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> Any:
@@ -260,17 +260,16 @@ class ResidualHooks:
             if not self._enabled or not (steer or self._decode_directions is not None or self.reader is not None):
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            wide = hidden.float()
             if steer:
                 low, high = self._range
+                wide = hidden.float()
                 for stage in self._stages[layer]:
                     wide = stage.apply(wide, low, high, self._masks)
                 hidden = wide.to(hidden.dtype)
-                wide = hidden.float()
             if self._decode_directions is not None and self.decode_projections is not None:
-                self.decode_projections[layer] = (wide * self._decode_directions[layer]).sum(-1)
+                self.decode_projections[layer] = (hidden.float() * self._decode_directions[layer]).sum(-1)
             if self.reader is not None:
-                self.reader(layer, wide)
+                self.reader(layer, hidden)
             if not steer:
                 return None
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
