@@ -428,7 +428,7 @@ class _Watched:
 
         def keep(layer: int, hidden: Tensor) -> None:
             if layer in layers:
-                seen[layer] = hidden
+                seen[layer] = hidden.float()
 
         low = 0 if intervene else self.n_rows
         self.hooks.begin(low, low + len(batch.ids), batch.position_masks, None)

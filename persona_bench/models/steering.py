@@ -141,7 +141,7 @@ def project(hidden: Tensor, directions: Tensor) -> Tensor:
 
 
 class ResidualHooks:
-    """The permanent hooks of one model: they steer, and hand captured residual streams to a reader.
+    """The permanent hooks of one model: they steer, and hand residual streams, in the weights' dtype, to a reader.
 
     Attributes:
         n_layers: number of decoder blocks.
