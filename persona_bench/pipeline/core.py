@@ -120,6 +120,7 @@ class Core:
             setattr(task, TASK_FILE_ATTR, None)
         n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
         self.say(f"{stage}: {len(tasks)} evals, {n} samples")
+        slots = self.engine.max_batch
         success, logs = eval_set(
             list(tasks),
             log_dir=str(self.folder / "logs" / stage),
@@ -128,11 +129,12 @@ class Core:
             if self.graders
             else None,
             max_tasks=len(tasks),
-            max_connections=2 * self.engine.max_batch,
-            max_samples=2 * self.engine.max_batch,
+            max_connections=2 * slots,
+            max_samples=slots + slots // len(tasks),  # of each eval; Inspect looks at every one of them once a second
             retry_attempts=0,
             log_dir_allow_dirty=True,
             log_realtime=False,
+            score_display=False,  # a mean over conditions says nothing, and is computed anew all the time
             display="rich" if sys.stdout.isatty() else "plain",
             fail_on_error=True,
         )
