@@ -15,7 +15,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from persona_bench.models import layers
 from persona_bench.models.engine import Engine, Row, RowResult
-from persona_bench.models.layers import PackedLinear, SlimNorm, quick, replace_layers
+from persona_bench.models.layers import PackedLinear, SlimNorm, accelerated, replace_layers
 from persona_bench.models.loading import LoadedModel, default_dtype, load, prepare
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
@@ -86,8 +86,8 @@ def _tiny(dtype: torch.dtype) -> LoadedModel:
 
 def test_the_model_itself_keeps_its_layers_and_shares_its_weights() -> None:
     loaded = _tiny(torch.bfloat16)
-    made = quick(loaded)
-    assert quick(loaded) is made and made is not loaded
+    made = accelerated(loaded)
+    assert accelerated(loaded) is made and made is not loaded
     assert {type(layer) for layer in loaded.model.modules()} & {PackedLinear, SlimNorm} == set()
     own, its = loaded.model.model.layers[0].mlp.up_proj, made.blocks[0].mlp.up_proj  # type: ignore[union-attr]
     assert type(own) is nn.Linear and isinstance(its, PackedLinear) and its.weight is own.weight
@@ -95,9 +95,9 @@ def test_the_model_itself_keeps_its_layers_and_shares_its_weights() -> None:
 
 def test_other_dtypes_and_weights_too_large_for_the_machine_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = _tiny(torch.float32)
-    assert quick(wide) is wide
+    assert accelerated(wide) is wide
     monkeypatch.setattr(layers, "MEMORY_SHARE", 0)
-    kinds = {type(layer) for layer in quick(_tiny(torch.bfloat16)).model.modules()}
+    kinds = {type(layer) for layer in accelerated(_tiny(torch.bfloat16)).model.modules()}
     assert SlimNorm in kinds and nn.Linear in kinds and PackedLinear not in kinds
 
 
@@ -118,7 +118,7 @@ def test_real_weights_say_the_same_on_both(loaded: LoadedModel, monkeypatch: pyt
         for n in range(12)
     ]
     ours = Engine(loaded).run(rows)
-    monkeypatch.setattr("persona_bench.models.engine.quick", lambda loaded: loaded)
+    monkeypatch.setattr("persona_bench.models.engine.accelerated", lambda loaded: loaded)
     theirs = Engine(replace(loaded)).run(rows)
 
     def told(result: RowResult) -> tuple[Any, ...]:

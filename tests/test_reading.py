@@ -16,7 +16,7 @@ from persona_bench.errors import DataError, ModelError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Reading, Row, RowResult
-from persona_bench.models.layers import quick
+from persona_bench.models.layers import accelerated
 from persona_bench.models.loading import LoadedModel, default_dtype
 from persona_bench.models.reading import READ_DEPTH, reader, reading_row
 from persona_bench.models.sampling import Sampling
@@ -60,7 +60,7 @@ def passes(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cou
     def begins(name: str) -> Any:
         return lambda *_: counted.update([name])
 
-    running = quick(loaded)
+    running = accelerated(loaded)
     handles = [block.register_forward_pre_hook(begins(str(i + 1))) for i, block in enumerate(running.blocks)]
     handles.append(running.model.get_output_embeddings().register_forward_pre_hook(begins("head")))
     for name in ("head", "logits_at"):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models.attention import SlotCache
-from persona_bench.models.layers import quick
+from persona_bench.models.layers import accelerated
 from persona_bench.models.loading import LoadedModel
 from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
 from persona_bench.models.steering import Capture, Intervention, ResidualHooks, project
@@ -284,7 +284,7 @@ class Engine:
         token_budget: int | None = None,
         prefix_bytes: int = 2**29,
     ) -> None:
-        self.loaded = quick(loaded)
+        self.loaded = accelerated(loaded)
         slots, tokens = (GPU_SLOTS, GPU_PREFILL_TOKENS) if loaded.device.type == "cuda" else (SLOTS, PREFILL_TOKENS)
         self.max_batch = max(max_batch or slots, MIN_WIDTH)
         self.token_budget = token_budget or tokens

@@ -24,7 +24,7 @@ from persona_bench.models.loading import LoadedModel, default_dtype, find_blocks
 MEMORY_SHARE = 1 / 8  # of the machine's memory: weights that would take more once again are not packed
 ROWS = 64  # for which the layout is chosen
 
-_quick: WeakKeyDictionary[LoadedModel, LoadedModel] = WeakKeyDictionary()
+_made: WeakKeyDictionary[LoadedModel, LoadedModel] = WeakKeyDictionary()
 _making = threading.Lock()
 
 
@@ -58,18 +58,18 @@ class SlimNorm(nn.Module):
         return wide.mul_(scale).to(hidden.dtype).mul_(self.weight)
 
 
-def quick(loaded: LoadedModel) -> LoadedModel:
+def accelerated(loaded: LoadedModel) -> LoadedModel:
     """The model on such layers, sharing its weights, made once; the model itself where none of them would help."""
     on_cpu = loaded.device.type == "cpu" and loaded.dtype == default_dtype(loaded.device) == torch.bfloat16
     if not on_cpu or not torch.backends.mkldnn.enabled:
         return loaded
     with _making:
-        if loaded not in _quick:
-            _quick[loaded] = _made_quick(loaded)
-        return _quick[loaded]
+        if loaded not in _made:
+            _made[loaded] = _with_such_layers(loaded)
+        return _made[loaded]
 
 
-def _made_quick(loaded: LoadedModel) -> LoadedModel:
+def _with_such_layers(loaded: LoadedModel) -> LoadedModel:
     model: Any = shallow_copy(loaded.model)
     if _linear_bytes(model) <= MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         replace_linears(model, PackedLinear)
