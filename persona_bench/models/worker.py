@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from concurrent.futures import Future
 
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 # Requests arrive one by one: an idle worker waits this long after the last one, so that the first batch is not tiny.
 LINGER_SECONDS = 0.02
 MAX_LINGERS = 10
+# A pass is thousands of short calls into torch, and after each the worker asks for the interpreter again. Python lets
+# a busy thread (Inspect's, say) keep it for 5 ms each time, which can make a pass of 0.1 s one of many seconds.
+SWITCH_SECONDS = 5e-5
 
 
 class Worker:
@@ -43,6 +47,7 @@ class Worker:
             futures = [engine.submit(row) for row in rows]
             self._arrivals += len(rows)
             if self._thread is None:
+                sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
                 self._thread = threading.Thread(target=self._serve, name="persona-bench-engine", daemon=True)
                 self._thread.start()
             self._changed.notify()
