@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -19,6 +18,7 @@ from persona_bench.models.layers import PackedLinear, SlimNorm, accelerated, rep
 from persona_bench.models.loading import LoadedModel, default_dtype, load, prepare
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
+from tests.builders import tiny
 
 pytestmark = pytest.mark.skipif(
     default_dtype(torch.device("cpu")) is not torch.bfloat16,
@@ -70,18 +70,7 @@ def test_a_norm_of_another_formula_stays_what_it_is() -> None:
 
 
 def _tiny(dtype: torch.dtype) -> LoadedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-        model: Any = LlamaForCausalLM(config)
-        return prepare(model.to(dtype), None, name="tiny", weights_hash="0" * 64)
+    return prepare(tiny("llama").model.to(dtype), None, name="tiny", weights_hash="0" * 64)
 
 
 def test_the_model_itself_keeps_its_layers_and_shares_its_weights() -> None:

@@ -2,7 +2,7 @@
 
 - A product of bfloat16 matrices first lays the weights out for its kernel, at every call. Laid out once, a decoding
   step of few rows takes half the time and a large pass some 5 % less.
-- The RMS norm of transformers makes six copies of the residual stream; two are enough.
+- The RMS norm of transformers makes five tensors of the residual stream's size; three are enough.
 
 Results are equal bit for bit (`tests/test_layers.py`), so nothing but time hangs on which layers a model runs on.
 """
