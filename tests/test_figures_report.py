@@ -11,6 +11,7 @@ import pytest
 
 from persona_bench import pipeline
 from persona_bench.analysis.figures import draw as fg
+from persona_bench.analysis.figures.drawing import new_figure, put_legend
 from persona_bench.analysis.report import write_report
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.samples.frames import Samples
@@ -78,6 +79,29 @@ def test_figures_are_byte_identical_also_from_the_files(tables, drawn, tmp_path)
     write_tables(tables, tmp_path / "tables")
     back = fg.draw_all(read_tables(tmp_path / "tables"), tmp_path / "back", CAPTION)
     assert {path.stem for path in back} == {path.stem for path in drawn} - {"claims"}
+
+
+@pytest.mark.parametrize("letters", [4, 24, 120])
+def test_a_legend_has_as_many_columns_as_fit(letters):
+    figure = new_figure(4.4)
+    axes = figure.subplots()
+    for number in range(9):
+        axes.plot([0, 1], [0, number], label=f"{number}{'m' * letters}")
+    put_legend(figure, axes)
+    (legend,) = figure.legends
+    assert (legend._ncols == 3) == (letters == 4)
+    assert legend.get_window_extent().width <= figure.bbox.width or legend._ncols == 1
+
+
+def test_the_figure_of_mmlu_names_its_controls_once_and_counts_questions(tables):
+    """Cells of random vectors hold an answer under each of them."""
+    mmlu = tables["mmlu"].query("group == 'all' and benchmark == 'mmlu'")
+    steered = mmlu.query("vector == 'persona'")
+    pooled = steered.assign(vector="random", n=2 * steered["n"])
+    made = fg._mmlu_figure(pd.concat([mmlu, pooled]), fg.trait_colours(["evil", "sycophancy"]), CAPTION)
+    labels = [text.get_text() for text in made.legends[0].get_texts()]
+    assert len(labels) == len(set(labels)) and sum("random" in label for label in labels) == 1
+    assert f"n = {steered['n'].max():g} questions a cell" in " ".join(made._supxlabel.get_text().split())
 
 
 def test_nothing_measured_draws_nothing(tmp_path):

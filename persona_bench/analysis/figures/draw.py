@@ -215,7 +215,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
                 mean, low, high = (
                     line[column].astype(float).to_numpy() for column in ("accuracy", "accuracy_low", "accuracy_high")
                 )
-                suffix = "" if vector == "persona" else " (random)"
+                label = f"{flat_text(trait)}, layer {layer:g}" if vector == "persona" else "random vectors, same layers"
                 axes.errorbar(
                     line["relative_dose"].astype(float) + shift,
                     mean,
@@ -226,7 +226,7 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
                     markersize=5,
                     capsize=2.5,
                     linewidth=1.6,
-                    label=f"{flat_text(trait)}, layer {layer:g}{suffix}",
+                    label=None if has_label(axes, label) else label,
                 )
     top = float(np.nanmax(cells["accuracy_high"].astype(float)))
     axes.set_ylim(0, min(1.0, max(0.5, top + 0.08)))
@@ -234,7 +234,9 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
     axes.set_ylabel("accuracy")
     axes.set_title(f"MMLU under steering ({scoring} scoring, {shots} examples)")
     put_legend(figure, axes)
-    put_foot(figure, caption.line(f"{int(cells['n'].max())} questions a cell"), "Bars: 95 % Wilson intervals.")
+    # The cells of random vectors hold the answers under several of them.
+    n = int(cells.loc[cells["vector"] != "random", "n"].max())
+    put_foot(figure, caption.line(f"{n} questions a cell"), "Bars: 95 % Wilson intervals.")
     return figure
 
 

@@ -164,15 +164,18 @@ def put_foot(figure: "Figure", line: str, note: str) -> None:
 
 
 def put_legend(figure: "Figure", axes: "Axes", columns: int = 0) -> None:
-    """The legend above a figure, by default in two or three columns."""
+    """The legend above a figure, by default in two or three columns, and in fewer where they would be cut off."""
     pairs = zip(*axes.get_legend_handles_labels(), strict=True)
     # What is steered comes first, its controls after.
     ordered = sorted(pairs, key=lambda pair: "random" in pair[1])
-    if ordered:
-        handles, labels = [handle for handle, _ in ordered], [label for _, label in ordered]
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=columns or (2 if len(labels) < 7 else 3), frameon=False
-        )
+    if not ordered:
+        return
+    handles, labels = [handle for handle, _ in ordered], [label for _, label in ordered]
+    for n in range(columns or (2 if len(labels) < 7 else 3), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=n, frameon=False)
+        if n == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def has_label(axes: "Axes", label: str) -> bool:
