@@ -1,12 +1,16 @@
-"""Which beginnings of token sequences are worth a pass of their own: those that enough sequences have in common."""
+"""Which beginnings of token sequences are worth a pass of their own, as several have them in common; and that pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
+
+from persona_bench.models.engine import Engine, Reading, Row, RowResult
 
 Tokens = tuple[int, ...]
+Seen = TypeVar("Seen")
 
 LEAST = 8  # tokens by which a beginning must be longer than the one it stands on
 MOST_TOKENS = 2**14  # in all beginnings of one lot of sequences, whose keys and values are held together
@@ -33,6 +37,35 @@ class Shared:
             yield level
             done.update(level)
             left = {one: below for one, below in left.items() if one not in done}
+
+
+def pass_beginnings(
+    engine: Engine,
+    shared: Shared,
+    reading: Callable[[Tokens, Tokens], Reading],
+    add: Callable[[Seen, RowResult, int], Seen],
+    known: Mapping[Tokens, Seen],
+) -> dict[Tokens, Seen]:
+    """What each beginning shows, passed once unless it is known; the engine keeps its keys and values.
+
+    Args:
+        engine: of the model.
+        shared: the beginnings.
+        reading: beginning and what it stands on -> what is read of the tokens after that.
+        add: what a beginning stands on shows, the result of that reading, number of tokens read -> what it shows.
+        known: of the empty beginning, and of any others.
+    """
+    found = {one: known[one] for one in ((), *shared.stands_on) if one in known}
+    for level in shared.levels():
+        new = [one for one in level if one not in found]
+        below = [shared.stands_on[one] for one in new]
+        rows = [
+            Row(one, reading=reading(one, under), shared_prefix=len(under), kept=True)
+            for one, under in zip(new, below, strict=True)
+        ]
+        for one, under, result in zip(new, below, engine.run(rows), strict=True):
+            found[one] = add(found[under], result, len(one) - len(under))
+    return found
 
 
 def shared_beginnings(sequences: Sequence[Tokens], most_tokens: int = MOST_TOKENS) -> Shared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl
-from persona_bench.models.engine import Engine, Reading, Row
-from persona_bench.vectors.beginnings import Shared, Tokens, shared_beginnings
+from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.vectors.beginnings import Tokens, pass_beginnings, shared_beginnings
 from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
 from persona_bench.vectors.table_file import Value, check_table_path, table_file
 from persona_bench.vectors.transcripts import Transcript, read_transcripts
@@ -148,7 +148,7 @@ def project_transcripts(
     for chunk in chunks:
         fitting = [item for item in chunk if len(item.ids) <= engine.loaded.max_length]
         shared = shared_beginnings([item.ids for item in fitting])
-        known = _products_of_beginnings(engine, reading, shared, known)
+        known = pass_beginnings(engine, shared, lambda *_: reading, _with_products, known)
         rows = [
             Row(item.ids, reading=reading, shared_prefix=len(own)) for item, own in zip(fitting, shared.of, strict=True)
         ]
@@ -159,23 +159,13 @@ def project_transcripts(
                 yield item, np.broadcast_to(np.float32(np.nan), (len(item.ids), len(directions), len(layers)))
                 continue
             beginning, result = next(results)
-            assert result.products is not None
-            yield item, np.concatenate([known[beginning], result.products])
+            yield item, _with_products(known[beginning], result, 0)
         say.add(len(chunk))
 
 
-def _products_of_beginnings(
-    engine: Engine, reading: Reading, shared: Shared, known: Mapping[Tokens, np.ndarray]
-) -> dict[Tokens, np.ndarray]:
-    """The products of each beginning, passed once, unless they are known; the engine keeps its keys and values."""
-    found = {one: known[one] for one in ((), *shared.stands_on) if one in known}
-    for level in shared.levels():
-        new = [one for one in level if one not in found]
-        rows = [Row(one, reading=reading, shared_prefix=len(shared.stands_on[one]), kept=True) for one in new]
-        for one, result in zip(new, engine.run(rows), strict=True):
-            assert result.products is not None
-            found[one] = np.concatenate([found[shared.stands_on[one]], result.products])
-    return found
+def _with_products(before: np.ndarray, result: RowResult, _n: int) -> np.ndarray:
+    assert result.products is not None
+    return np.concatenate([before, result.products])
 
 
 def trace_layer(vector: PersonaVector, layers: Sequence[int]) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row
-from persona_bench.vectors.extraction import CHUNK, Rollout
+from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.vectors.beginnings import pass_beginnings, shared_beginnings
+from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.vector import PersonaVector
 
 POSITIONS = ("prompt_last", "prompt_avg", "response")
@@ -40,37 +41,50 @@ class Readings:
         return found
 
 
-def read_responses(
-    engine: Engine,
-    rollouts: Sequence[Rollout],
-    layers: Sequence[int],
-    progress: Callable[[int, int], None] | None = None,
-) -> Readings:
-    """Read every response once, up to the last layer asked for.
+def read_responses(engine: Engine, rollouts: Sequence[Rollout], layers: Sequence[int]) -> Readings:
+    """Read every response once, up to the last layer asked for; what prompts begin with in common is passed once.
 
     Args:
         engine: the model the responses came from.
         rollouts: judged or not; those without a token are left out.
         layers: 1-based.
-        progress: told (done, total) responses.
     """
     tokenizer, wanted = engine.loaded.tokenizer, tuple(sorted(set(layers)))
-    rows, items = [], []
+    rows, prompts, items = [], [], []
     for item in rollouts:
         prompt = prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in item.messages])
         given = prompt + response_ids(tokenizer, item.response)
         if len(given) > len(prompt):
-            n = len(prompt)
-            rows.append(Row(given, reading=Reading(wanted, ((n - 1, n), (0, n), (n, len(given))))))
+            rows.append(given)
+            prompts.append(prompt)
             items.append(item)
+    shared = shared_beginnings(prompts)
+    sums = pass_beginnings(
+        engine,
+        shared,
+        lambda one, under: Reading(wanted, ((len(under), len(one)),)),
+        _with_sum,
+        {(): np.zeros((len(wanted), engine.loaded.d_model), np.float32)},
+    )
+    results = engine.run(
+        [
+            Row(given, reading=Reading(wanted, ((n - 1, n), (start, n), (n, len(given)))), shared_prefix=start)
+            for given, n, start in zip(rows, map(len, prompts), map(len, shared.of), strict=True)
+        ]
+    )
     means = np.zeros((len(rows), len(POSITIONS), len(wanted), engine.loaded.d_model), np.float32)
-    for start in range(0, len(rows), CHUNK):
-        for offset, result in enumerate(engine.run(rows[start : start + CHUNK])):
-            assert result.read is not None
-            means[start + offset] = result.read
-        if progress is not None:
-            progress(min(start + CHUNK, len(rows)), len(rows))
+    for place, (result, prompt, beginning) in enumerate(zip(results, prompts, shared.of, strict=True)):
+        assert result.read is not None
+        means[place] = result.read
+        own = len(prompt) - len(beginning)
+        means[place, 1] = (sums[beginning] + own * result.read[1]) / len(prompt)
     return Readings(tuple(items), wanted, means)
+
+
+def _with_sum(before: np.ndarray, result: RowResult, n: int) -> np.ndarray:
+    assert result.read is not None
+    after: np.ndarray = before + n * result.read[0]
+    return after
 
 
 def projections(
