@@ -28,7 +28,8 @@ from persona_bench.definitions.question_sets import question_pool, question_sets
 from persona_bench.definitions.traits import TRAITS, load_trait
 from persona_bench.errors import DataError, RunError, VectorError
 from persona_bench.inspect_ext.variants import named_vectors, variant_cells
-from persona_bench.models.engine import Engine
+from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.engine import Engine, Reading, Row
 from persona_bench.vectors.extraction import Rollout, extract
 from persona_bench.vectors.readings import POSITIONS, Readings, read_responses
 from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows
@@ -533,6 +534,26 @@ def test_one_pass_gives_the_vector_that_extraction_gives(said: list[Rollout]) ->
             hidden = held.at(layer, position)
             own = hidden[positive].mean(0) - hidden[~positive].mean(0)
             assert own == pytest.approx(vector.directions[name][layer].numpy(), abs=2e-4)
+
+
+def test_what_prompts_have_in_common_is_passed_once_and_changes_no_reading() -> None:
+    engine, alone = Engine(talking()), Engine(talking())
+    asked = [("system", "Answer as a friendly guide to the old harbour town would, in one or two short sentences.")]
+    said = [
+        dataclasses.replace(
+            rollout("positive", number, 90.0), messages=(*asked, ("user", f"What is in hall {number // 2}?"))
+        )
+        for number in range(12)
+    ]
+    held = read_responses(engine, said, (1, 3))
+    tokenizer, total = alone.loaded.tokenizer, 0
+    for item, means in zip(held.items, held.means, strict=True):
+        prompt = prompt_ids(tokenizer, [{"role": role, "content": content} for role, content in item.messages])
+        given, n = prompt + response_ids(tokenizer, item.response), len(prompt)
+        (whole,) = alone.run([Row(given, reading=Reading((1, 3), ((n - 1, n), (0, n), (n, len(given)))))])
+        assert whole.read is not None and means == pytest.approx(whole.read, abs=1e-5)
+        total += len(given)
+    assert engine.prefill_tokens < 0.6 * total == 0.6 * alone.prefill_tokens
 
 
 def test_the_rows_of_a_trait_go_through_the_tables_and_are_kept(said: list[Rollout], tmp_path: Path) -> None:
