@@ -41,21 +41,23 @@ def _sensitivity(rows: pd.DataFrame, colours: Mapping[str, str], caption: Captio
     """Above, cosine to the full vector by number of responses; below, the vector of every other choice."""
     rows = _at_chosen_layers(rows)
     choices = _choices(rows)
-    figure = new_figure(3.6 + 0.26 * len(choices))
-    curve, dots = figure.subplots(2, 1, height_ratios=(2.4, 0.5 + 0.26 * len(choices)))
     traits = named_traits(rows)
+    # A row is as high as its traits need, and they stay well inside of it.
+    height, step = max(0.26, 0.055 * len(traits)), min(0.16, 0.84 / len(traits))
+    figure = new_figure(3.6 + height * len(choices))
+    curve, dots = figure.subplots(2, 1, height_ratios=(2.4, 0.5 + height * len(choices)))
     for index, trait in enumerate(traits):
         line = rows[(rows["aspect"] == "responses") & (rows["trait"] == trait)]
         _learning_curve(curve, line, colours[trait], MARKERS[index % len(MARKERS)], flat_text(trait))
         mine = rows[rows["trait"] == trait].set_index(["aspect", "setting"])
-        shift = 0.16 * (index - (len(traits) - 1) / 2)
+        shift = step * (index - (len(traits) - 1) / 2)
         for y, key in enumerate(choices):
             if key not in mine.index:
                 continue
             _dot(dots, mine.loc[[key]].iloc[0], y + shift, colours[trait], MARKERS[index % len(MARKERS)])
             beside = (key[0], f"{key[1]}{SAME_NUMBER}")
             if beside in mine.index:
-                _dot(dots, mine.loc[[beside]].iloc[0], y + shift + 0.07, GREY, "|")
+                _dot(dots, mine.loc[[beside]].iloc[0], y + shift + 0.44 * step, GREY, "|")
     curve.set_xscale("log", base=2)
     curve.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     curve.set_ylim(top=1.03)
