@@ -159,11 +159,12 @@ def project_transcripts(
                 yield item, np.broadcast_to(np.float32(np.nan), (len(item.ids), len(directions), len(layers)))
                 continue
             beginning, result = next(results)
-            yield item, _with_products(known[beginning], result, 0)
+            yield item, _with_products(known[beginning], result)
         say.add(len(chunk))
 
 
-def _with_products(before: np.ndarray, result: RowResult, _n: int) -> np.ndarray:
+def _with_products(before: np.ndarray, result: RowResult, _n: int = 0) -> np.ndarray:
+    """The products `(n_tokens, n_directions, n_layers)` with those of the tokens after them."""
     assert result.products is not None
     return np.concatenate([before, result.products])
 

@@ -73,15 +73,18 @@ def read_responses(engine: Engine, rollouts: Sequence[Rollout], layers: Sequence
         ]
     )
     means = np.zeros((len(rows), len(POSITIONS), len(wanted), engine.loaded.d_model), np.float32)
+    average = POSITIONS.index("prompt_avg")
     for place, (result, prompt, beginning) in enumerate(zip(results, prompts, shared.of, strict=True)):
         assert result.read is not None
         means[place] = result.read
-        own = len(prompt) - len(beginning)
-        means[place, 1] = (sums[beginning] + own * result.read[1]) / len(prompt)
+        # So far it is that of the tokens after the beginning alone.
+        own = (len(prompt) - len(beginning)) * result.read[average]
+        means[place, average] = (sums[beginning] + own) / len(prompt)
     return Readings(tuple(items), wanted, means)
 
 
 def _with_sum(before: np.ndarray, result: RowResult, n: int) -> np.ndarray:
+    """The sum of residual streams `(n_layers_read, d_model)` with that of `n` more tokens, whose mean was read."""
     assert result.read is not None
     after: np.ndarray = before + n * result.read[0]
     return after
