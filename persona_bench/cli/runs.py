@@ -21,9 +21,25 @@ from persona_bench.pipeline import DEFAULT_GRADER
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--seed", default=0, help="Of sampling, subsets and resampling.", **SHOWN)
 @click.option("--filter", "rule", default="stated", help="Extraction filter, stated or coded.", **SHOWN)
+@click.option(
+    "--processes",
+    default=1,
+    type=click.IntRange(min=1),
+    help="Processes that share the evals; each holds the weights, on several GPUs on one of them in turn.",
+    **SHOWN,
+)
 @click.option("--corpus", help="Real conversations for data_flagging, comma-separated, as scan reads them.")
 def run(
-    model: str, preset: str, traits: str, grader: str, evals: str, out: Path, seed: int, rule: str, corpus: str | None
+    model: str,
+    preset: str,
+    traits: str,
+    grader: str,
+    evals: str,
+    out: Path,
+    seed: int,
+    rule: str,
+    processes: int,
+    corpus: str | None,
 ) -> None:
     """Extract, steer, monitor and measure: tables, verdicts, figures and a report.
 
@@ -46,7 +62,7 @@ def run(
         _print_claims(folder / "claims.csv")
         click.echo(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
         return
-    held = pipeline.run(settings, out, say, shlex.join(["persona-bench", *sys.argv[1:]]))
+    held = pipeline.run(settings, out, say, shlex.join(["persona-bench", *sys.argv[1:]]), processes)
     _print_claims(folder / "claims.csv")
     for warning in held["warnings"]:
         click.echo(f"warning: {warning}", err=True)

@@ -6,9 +6,10 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from persona_bench.definitions.trait_review import load_reviewed
 from persona_bench.definitions.traits import Trait, load_labelled, load_twins
 from persona_bench.errors import ExtractionError, RunError
 from persona_bench.files import write_atomic
+from persona_bench.pipeline.pool import Pool, folders, hand_over
 from persona_bench.pipeline.settings import JUDGED, NEED_VECTORS, Say, Settings, model_spec
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
+    from inspect_ai.util import DisplayType
 
+    from persona_bench.pipeline.pool import Planned
     from persona_bench.vectors.vector import PersonaVector
 
 
@@ -47,6 +51,7 @@ class Core:
 
     def __init__(self, settings: Settings, folder: Path, say: Say, command: str = "") -> None:
         self.settings, self.folder, self.say, self.command = settings, folder, say, command
+        self.pool: Pool | None = None
         self.preset: Preset = load_preset(settings.preset)
         self.record = Record()
         self.traits = [load_reviewed(name, say) for name in settings.traits]
@@ -106,7 +111,35 @@ class Core:
         asked = self.settings.evals
         return name in asked or (name == "judge_validity" and not JUDGED.isdisjoint(asked))
 
-    def _eval_set(self, stage: str, tasks: Sequence[Task]) -> None:
+    def _eval_set(self, stage: str, planned: Sequence[Planned]) -> None:
+        """Do what is missing of a stage's evals: all at once, or shared among processes."""
+        if self.pool is None or len(planned) < 2:
+            self.evaluate(stage, [make() for make in planned])
+            return
+        apart = folders(stage, list(planned))
+        hand_over(self.folder / "logs", stage, apart)
+        self.pool.evaluate(stage, apart)
+
+    def _one_by_one(self, what: str, planned: Mapping[str, Planned]) -> None:
+        """Do evals that make weights of their own, each with its folder of logs: one after another, or shared."""
+        if self.pool is not None:
+            self.pool.evaluate(what, planned)
+            return
+        for number, (folder, make) in enumerate(planned.items(), 1):
+            self.say(f"{what}, {number} of {len(planned)}: {folder.rpartition('/')[2]}")
+            self.evaluate(folder, [make()])
+
+    def evaluate(self, folder: str, tasks: Sequence[Task], display: DisplayType | None = None) -> None:
+        """Do what is missing of these evals, in this process.
+
+        Args:
+            folder: of their logs, within the run's.
+            tasks: the evals; a model of their own is closed in the end.
+            display: how Inspect shows its progress; by default as the terminal allows.
+
+        Raises:
+            RunError: an eval did not finish, or a sample failed.
+        """
         from inspect_ai import eval_set
         from inspect_ai._eval.task.constants import TASK_FILE_ATTR
 
@@ -119,11 +152,11 @@ class Core:
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
         n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
-        self.say(f"{stage}: {len(tasks)} evals, {n} samples")
+        self.say(f"{folder}: {len(tasks)} evals, {n} samples")
         slots = self.engine.max_batch
         success, logs = eval_set(
             list(tasks),
-            log_dir=str(self.folder / "logs" / stage),
+            log_dir=str(self.folder / "logs" / folder),
             model=self.model,
             model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
             if self.graders
@@ -135,13 +168,16 @@ class Core:
             log_dir_allow_dirty=True,
             log_realtime=False,
             score_display=False,  # a mean over conditions says nothing, and is computed anew all the time
-            display="rich" if sys.stdout.isatty() else "plain",
+            display=display or ("rich" if sys.stdout.isatty() else "plain"),
             fail_on_error=True,
         )
         for log in logs:
             check_log(full(log))
         if not success:
-            raise RunError(f"{stage} did not finish; run the same command again to go on")
+            raise RunError(f"{folder} did not finish; run the same command again to go on")
+        for task in tasks:
+            if task.model is not None:
+                asyncio.run(task.model.api.aclose())
 
     def validate_judge(self) -> None:
         """Calibrate local graders, judge the labelled answers, and say which traits the judge may decide about."""
@@ -151,7 +187,9 @@ class Core:
         asyncio.run(self._calibrate())
         if not self._wants("judge_validity"):
             return
-        self._eval_set("judge", [judge_validity(trait=name) for name in self.settings.traits if load_labelled(name)])
+        self._eval_set(
+            "judge", [partial(judge_validity, trait=name) for name in self.settings.traits if load_labelled(name)]
+        )
         self.write_gate()
 
     def write_gate(self) -> None:
@@ -241,33 +279,33 @@ class Core:
         """Responses under instructions to show each trait and not to, judged."""
         from evals.trait_elicitation import trait_elicitation
 
-        tasks: list[Task] = []
+        planned: list[Planned] = []
         if self._wants("trait_elicitation") or NEED_VECTORS & set(self.settings.evals):
-            tasks += [
-                trait_elicitation(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+            planned += [
+                partial(trait_elicitation, trait=name, preset=self.settings.preset, seed=self.settings.seed)
                 for name in self.settings.traits
             ]
-        self._eval_set("elicitation", tasks)
+        self._eval_set("elicitation", planned)
 
     def steer(self, vectors: dict[str, PersonaVector]) -> None:
         """Steer with and monitor by every vector."""
         from evals.trait_monitoring import trait_monitoring
         from evals.trait_steering import trait_steering
 
-        tasks: list[Task] = []
+        planned: list[Planned] = []
         for name, trait in zip(self.settings.traits, self.traits, strict=True):
             if trait.name not in vectors:
                 continue
             shared = self._vector_arguments(name, vectors[trait.name])
             if self._wants("trait_steering"):
-                tasks.append(trait_steering(**shared))
+                planned.append(partial(trait_steering, **shared))
             if self._wants("trait_monitoring"):
                 others = [str(self._vector_path(other)) for other in vectors if other != trait.name]
-                tasks += [
-                    trait_monitoring(**shared, condition=condition, others=",".join(others))
+                planned += [
+                    partial(trait_monitoring, **shared, condition=condition, others=",".join(others))
                     for condition in self._conditions(trait)
                 ]
-        self._eval_set("steering", tasks)
+        self._eval_set("steering", planned)
 
     def mmlu(self, vectors: dict[str, PersonaVector]) -> dict[str, int]:
         """Run MMLU at each trait's chosen layer, and where the preset says so at the others; returns the chosen."""
@@ -275,14 +313,16 @@ class Core:
 
         layers = self._choose_layers(vectors)
         if self._wants("mmlu_preservation"):
-            tasks = [
-                mmlu_preservation(
-                    **self._vector_arguments(name, vectors[trait.name]), layers=self._asked(layers[trait.name])
+            planned = [
+                partial(
+                    mmlu_preservation,
+                    **self._vector_arguments(name, vectors[trait.name]),
+                    layers=self._asked(layers[trait.name]),
                 )
                 for name, trait in zip(self.settings.traits, self.traits, strict=True)
                 if trait.name in vectors
             ]
-            self._eval_set("mmlu", tasks)
+            self._eval_set("mmlu", planned)
         return layers
 
     def _asked(self, chosen: int) -> str:

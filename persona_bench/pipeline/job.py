@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, write_atomic
+from persona_bench.pipeline.pool import Pool
 from persona_bench.pipeline.settings import VERSIONED, Say, Settings, finished, is_published, model_spec, run_folder
 from persona_bench.pipeline.training import Training
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from persona_bench.vectors.vector import PersonaVector
 
 
-def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str, Any]:
+def run(settings: Settings, out: Path, say: Say, command: str = "", processes: int = 1) -> dict[str, Any]:
     """Do what is missing of a run and return its run.json.
 
     Args:
@@ -33,6 +35,7 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
         out: the results folder.
         say: told what happens, a line at a time.
         command: the command line, for the report.
+        processes: how many share the evals.
 
     Raises:
         PersonaBenchError: anything a user can mend; nothing half-written is left.
@@ -55,7 +58,11 @@ def run(settings: Settings, out: Path, say: Say, command: str = "") -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", on_wait=lambda: say(f"another run is at work in {folder}; waiting for it")):
         held = finished(settings, out)
-        return held if held is not None else Run(settings, folder, say, command).go()
+        if held is not None:
+            return held
+        work = Run(settings, folder, say, command)
+        with closing(Pool(settings, folder, processes, say)) if processes > 1 else nullcontext() as work.pool:
+            return work.go()
 
 
 def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> PersonaVector:
@@ -123,8 +130,8 @@ def check_evals(settings: Settings, folder: Path, vector: Path, layer: int, say:
         tasks += [trait_monitoring(**shared, condition=name) for name in work._conditions(work.traits[0])]
         for task in tasks:
             task.dataset = task.dataset.filter(lambda sample: bool((sample.metadata or {})["half"] == "report"))
-        work._eval_set("steering", tasks)
-    work._eval_set("mmlu", [mmlu_preservation(**shared)])
+        work.evaluate("steering", tasks)
+    work.evaluate("mmlu", [mmlu_preservation(**shared)])
     return Checked(work._logs(), gate)
 
 

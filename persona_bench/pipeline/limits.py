@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from persona_bench.definitions.traits import Trait
 from persona_bench.pipeline.core import Core
 
 if TYPE_CHECKING:
-    from inspect_ai import Task
     from inspect_ai.log import EvalLog
 
+    from persona_bench.pipeline.pool import Planned
     from persona_bench.vectors.variants import Responses
     from persona_bench.vectors.vector import PersonaVector
 
@@ -77,17 +78,21 @@ class Limits(Core):
         if not self._wants("stated_limits"):
             return
         preset = self.settings.preset
-        tasks = [
-            stated_limits(behaviour=name, preset=preset, activations=str(self._activations)) for name in BEHAVIOURS
+        planned = [
+            partial(stated_limits, behaviour=name, preset=preset, activations=str(self._activations))
+            for name in BEHAVIOURS
         ]
-        tasks += [
-            stated_limits(
-                behaviour=EVASION, **self._vector_arguments(name, vectors[trait.name]), layers=str(layers[trait.name])
+        planned += [
+            partial(
+                stated_limits,
+                behaviour=EVASION,
+                **self._vector_arguments(name, vectors[trait.name]),
+                layers=str(layers[trait.name]),
             )
             for name, trait in zip(self.settings.traits, self.traits, strict=True)
             if trait.name in vectors and has_texts(trait)
         ]
-        self._eval_set("limits", tasks)
+        self._eval_set("limits", planned)
 
     @property
     def _activations(self) -> Path:
@@ -102,21 +107,21 @@ class Limits(Core):
 
         if not self._wants("stated_limits"):
             return
-        tasks = [
-            limits_descriptions(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+        planned = [
+            partial(limits_descriptions, trait=name, preset=self.settings.preset, seed=self.settings.seed)
             for name, trait in zip(self.settings.traits, self.traits, strict=True)
             if load_descriptions(trait.name)
         ]
-        self._eval_set("limits-descriptions", tasks)
-        tasks = [
-            limits_questions(trait=name, preset=self.settings.preset, seed=self.settings.seed)
+        self._eval_set("limits-descriptions", planned)
+        planned = [
+            partial(limits_questions, trait=name, preset=self.settings.preset, seed=self.settings.seed)
             for name in self.settings.traits
         ]
-        self._eval_set("limits-questions", tasks)
+        self._eval_set("limits-questions", planned)
         logs = self._logs("elicitation", "limits-descriptions", "limits-questions")
         named = zip(self.settings.traits, self.traits, strict=True)
         variants = [self._variants(*pair, logs, vectors, layers) for pair in named]
-        self._eval_set("limits-variants", [task for task in variants if task is not None])
+        self._eval_set("limits-variants", [make for make in variants if make is not None])
         self.method = [self._read_again(trait, logs, vectors, layers) for trait in self.traits]
 
     def _responses(self, trait: Trait, logs: dict[str, EvalLog]) -> tuple[Responses, dict[str, str]]:
@@ -135,7 +140,7 @@ class Limits(Core):
         logs: dict[str, EvalLog],
         vectors: dict[str, PersonaVector],
         layers: dict[str, int],
-    ) -> Task | None:
+    ) -> Planned | None:
         """Steering with the vectors of other descriptions; without a vector, with that of all responses."""
         from evals.stated_limits.method import limits_variants
         from persona_bench.analysis.grouping import Draw
@@ -158,7 +163,8 @@ class Limits(Core):
         made = make_vectors(self.engine, trait, plan, rule, seed, folder, list(ids.values()), self.say)
         if not made:
             return None
-        return limits_variants(
+        return partial(
+            limits_variants,
             trait=name,
             preset=self.settings.preset,
             variants=",".join(f"{key}={path}" for key, path in made.items()),

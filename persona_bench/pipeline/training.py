@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from persona_bench.files import write_atomic
 from persona_bench.pipeline.limits import Limits
 
 if TYPE_CHECKING:
+    from persona_bench.pipeline.pool import Planned
     from persona_bench.vectors.vector import PersonaVector
 
 
@@ -17,7 +18,7 @@ class Training(Limits):
     """Trains adapters, measures them, and flags data beforehand."""
 
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
-        """Train every trial's adapter and measure it before the next: merged weights are held one at a time.
+        """Train every trial's adapter and measure it before the next: a process holds one's merged weights at a time.
 
         For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base.
         """
@@ -33,19 +34,18 @@ class Training(Limits):
         if not self._wants("preventative_steering"):
             trials = [trials[0], *held_against(sizes, tuple(vectors))]
         shared = self._training_arguments(vectors, layers)
-        for number, trial in enumerate(trials, 1):
-            stage = f"finetuning/{trial.name}"
-            self.say(f"finetuning, {number} of {len(trials)}: {trial.name}")
-            task = preventative_steering(
+        planned = {
+            f"finetuning/{trial.name}": partial(
+                preventative_steering,
                 family=trial.family,
                 version=trial.version,
                 arm=trial.arm,
                 train_seed=trial.seed,
                 **shared,
             )
-            self._eval_set(stage, [task])
-            if task.model is not None:
-                asyncio.run(task.model.api.aclose())
+            for trial in trials
+        }
+        self._one_by_one("finetuning", planned)
 
     @property
     def _finetuned_traits(self) -> list[str]:
@@ -81,12 +81,14 @@ class Training(Limits):
             shared["corpus"] = self.settings.corpus if pool != "mixture" else ""
             if pool != "passed":
                 self.say(f"flagging, {pool}: measuring samples")
-                self._eval_set(f"flagging/{pool}", [data_flagging(pool=pool, **shared)])
+                self._eval_set(f"flagging/{pool}", [partial(data_flagging, pool=pool, **shared)])
+            planned: dict[str, Planned] = {}
             for trait in sizes.traits:
                 if trait in vectors:
-                    self._train_on_flagged(pool, trait, sizes.picked, shared)
+                    planned |= self._train_on_flagged(pool, trait, sizes.picked, shared)
+            self._one_by_one(f"flagging, {pool}: training", planned)
 
-    def _train_on_flagged(self, pool: str, trait: str, n: int, shared: dict[str, Any]) -> None:
+    def _train_on_flagged(self, pool: str, trait: str, n: int, shared: dict[str, Any]) -> dict[str, Planned]:
         """The highest, random and lowest samples of a pool, an adapter each, if there are enough of them."""
         from evals.data_flagging import data_flagging
         from persona_bench.definitions.flagging import PICKS
@@ -96,17 +98,17 @@ class Training(Limits):
         usable = rankable(self._logs(f"flagging/{measured}")[f"data_flagging/{measured}"], trait, pool)
         if len(usable) < 2 * n:
             self.say(f"flagging, {pool}, {trait}: {len(usable)} samples are too few to train on {n} at either end")
-            return
+            return {}
         passed = ""
         if pool == "passed":
             passed = str((self.folder / "flagging" / "corpus" / f"passed-{trait}.json").resolve())
             write_atomic(passed, json.dumps(usable) + "\n")
-        for pick in PICKS:
-            self.say(f"flagging, {pool}: training on the {pick} samples for {trait}")
-            task = data_flagging(part=pick, pool=pool, trait=trait, passed=passed, **shared)
-            self._eval_set(f"flagging/{pool}-{pick}-{trait}", [task])
-            if task.model is not None:
-                asyncio.run(task.model.api.aclose())
+        return {
+            f"flagging/{pool}-{pick}-{trait}": partial(
+                data_flagging, part=pick, pool=pool, trait=trait, passed=passed, **shared
+            )
+            for pick in PICKS
+        }
 
     def _write_judged(self) -> str:
         """The model's own judged responses of the elicitation, which trait families are made of; one file for all."""
