@@ -354,10 +354,12 @@ class Core:
 
     def _steered_layers(self) -> dict[str, int]:
         """Trait -> the layer that steering chose on the select half, of those where it chose one."""
-        from persona_bench.analysis.samples.collect import collect
+        from persona_bench.analysis.samples.collect import collect, read_logs
         from persona_bench.analysis.tables.build import build_tables, chosen_layers
 
-        samples = collect(self._logs("steering"), [], self._filter)
+        # Monitoring has logs of the same stage, and takes ten times as long to read and to tabulate.
+        logs = read_logs(self.folder / "logs" / "steering", "trait_steering")
+        samples = collect(logs, [], self._filter)
         tables = build_tables(samples, seed=self.settings.seed, resamples=1)
         return {trait: int(layer) for trait, layer in chosen_layers(samples.vectors, tables["steering_choice"]).items()}
 

@@ -29,8 +29,12 @@ from persona_bench.vectors.extraction import Rollout, drop_reasons
 from persona_bench.vectors.vector import PersonaVector
 
 
-def read_logs(folder: Path) -> dict[str, EvalLog]:
+def read_logs(folder: Path, task: str = "") -> dict[str, EvalLog]:
     """The finished logs under a folder by logical name (`task/trait`); of two with one name the newest counts.
+
+    Args:
+        folder: and those below it.
+        task: whose logs are read; by default all, of which some take seconds each.
 
     Raises:
         DataError: a log cannot be read.
@@ -39,6 +43,8 @@ def read_logs(folder: Path) -> dict[str, EvalLog]:
     logs: dict[str, EvalLog] = {}
     for info in sorted(list_eval_logs(str(folder)), key=lambda item: item.mtime or 0):
         try:
+            if task and read_eval_log(info, header_only=True).eval.task.rsplit("/", 1)[-1] != task:
+                continue
             log = read_eval_log(info)
         except Exception as error:
             # Readers raise errors of zip, zstd, JSON and pydantic alike.
