@@ -358,6 +358,10 @@ class Engine:
                     on_done(done)
         return [future.result() for future in futures]
 
+    def forget_prefixes(self) -> None:
+        """Drop keys and values of shared prefixes, for which no row that is still to come has a use."""
+        self._prefixes.clear()
+
     @property
     def busy(self) -> bool:
         """Whether any row waits or runs."""

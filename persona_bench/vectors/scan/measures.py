@@ -195,6 +195,8 @@ class Scanner:
             values = self._values(item, products, own.get(item.index)) if fits else self._nothing()
             status = "measured" if fits else "too_long"
             rows.append([shard.name, sample.row, sample.id, status, item.n_prompt, n_response, *values])
+        # The next shard passes the beginnings of its own samples.
+        self.engine.forget_prefixes()
         give_back()
         return Part(shard.key, rows, rejected)
 
