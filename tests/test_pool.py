@@ -26,7 +26,6 @@ from tests.conftest import tiny_vector
 if TYPE_CHECKING:
     from persona_bench.pipeline.pool import Planned
 
-STAGE = "mmlu"
 pytestmark = pytest.mark.weights
 
 
@@ -53,38 +52,37 @@ def planned(folder: Path) -> list[Planned]:
     return made
 
 
-def answers(logs: dict[str, EvalLog]) -> dict[str, list[tuple[str, object]]]:
+def answers(logs: dict[str, EvalLog]) -> dict[str, list[tuple[str, str]]]:
     return {
         name: sorted((str(sample.id), str(sample.scores)) for sample in log.samples or []) for name, log in logs.items()
     }
 
 
-def ids(work: pipeline.Run) -> dict[str, str]:
-    return {name: log.eval.eval_id for name, log in read_logs(work.folder / "logs" / STAGE).items()}
+def ids(logs: dict[str, EvalLog]) -> dict[str, str]:
+    return {name: log.eval.eval_id for name, log in logs.items()}
 
 
 def test_shared_evals_are_those_of_one_process_and_each_finds_the_others_logs(tmp_path: Path, _saved: Path) -> None:
     said: list[str] = []
-    alone, shared = (started(tmp_path / name, _saved, said) for name in ("alone", "shared"))
-    alone._eval_set(STAGE, planned(tmp_path))
-    expected = answers(read_logs(alone.folder / "logs"))
-    assert len(expected) == 2 and all(len(found) >= 60 for found in expected.values())
+    work = started(tmp_path / "run", _saved, said)
+    alone, shared = work.folder / "logs" / "alone", work.folder / "logs" / "shared"
+    work._eval_set("alone", planned(tmp_path))
+    before = read_logs(alone)
+    assert len(before) == 2 and all(len(found) >= 60 for found in answers(before).values())
 
-    with closing(Pool(shared.settings, shared.folder, 2, said.append)) as shared.pool:
-        shared._eval_set(STAGE, planned(tmp_path))
-        assert answers(read_logs(shared.folder / "logs")) == expected
-        assert [line for line in said if line.startswith("mmlu: 2 of 2 evals done, mmlu_preservation-")]
+    with closing(Pool(partial(pipeline.Run, work.settings, work.folder, str), 2, said.append)) as work.pool:
+        work._eval_set("shared", planned(tmp_path))
+        made = read_logs(shared)
+        assert answers(made) == answers(before) and not ids(made).items() & ids(before).items()
+        assert any(line.startswith("shared: 2 of 2 evals done, mmlu_preservation-") for line in said)
+        # What one process left, several do not do again ...
+        work._eval_set("alone", planned(tmp_path))
+        assert ids(read_logs(alone)) == ids(before) and not list(alone.glob("*.eval"))
 
-    # What one process left is not done again by several ...
-    before = ids(alone)
-    with closing(Pool(alone.settings, alone.folder, 2, said.append)) as alone.pool:
-        alone._eval_set(STAGE, planned(tmp_path))
-    assert ids(alone) == before and not list((alone.folder / "logs" / STAGE).glob("*.eval"))
-
-    # ... nor what several left, by one.
-    before, shared.pool = ids(shared), None
-    shared._eval_set(STAGE, planned(tmp_path))
-    assert ids(shared) == before
+    # ... nor one what several left.
+    work.pool = None
+    work._eval_set("shared", planned(tmp_path))
+    assert ids(read_logs(shared)) == ids(made)
 
 
 def test_what_an_eval_raises_and_a_process_that_dies_are_said(tmp_path: Path, _saved: Path) -> None:
@@ -92,25 +90,25 @@ def test_what_an_eval_raises_and_a_process_that_dies_are_said(tmp_path: Path, _s
     work = started(tmp_path / "run", _saved, said)
     (good, *_) = planned(tmp_path)
     gone = partial(mmlu_preservation, trait="evil", vector=str(tmp_path / "gone.safetensors"), layers="2")
-    with closing(Pool(work.settings, work.folder, 1, said.append)) as pool:
+    with closing(Pool(partial(pipeline.Run, work.settings, work.folder, str), 1, said.append)) as pool:
         with pytest.raises(PersonaBenchError, match=r"gone\.safetensors"):
-            pool.evaluate(STAGE, {"mmlu/gone": gone})
-        pool.evaluate(STAGE, {"mmlu/good": good})
+            pool.evaluate("mmlu", {"mmlu/gone": gone})
+        pool.evaluate("mmlu", {"mmlu/good": good})
         assert len(read_logs(work.folder / "logs")) == 1, "a process outlives an eval that failed"
 
         (process,) = (pool._workers._processes or {}).values()
         threading.Timer(0.5, os.kill, (process.pid, signal.SIGSTOP)).start()
         threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(RunError, match="fewer --processes"):
-            pool.evaluate(STAGE, {f"mmlu/again-{number}": good for number in range(20)})
+            pool.evaluate("mmlu", {f"mmlu/again-{number}": good for number in range(20)})
 
 
 def test_processes_end_with_the_run(tmp_path: Path, _saved: Path) -> None:
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom persona_bench import pipeline\n"
+        "import os, time\nfrom functools import partial\nfrom pathlib import Path\nfrom persona_bench import pipeline\n"
         "from persona_bench.pipeline.pool import Pool\n"
         f"settings = pipeline.Settings(model={str(_saved)!r}, grader='mockllm/model')\n"
-        f"pool = Pool(settings, Path({str(tmp_path)!r}), 1, print)\n"
+        f"pool = Pool(partial(pipeline.Run, settings, Path({str(tmp_path)!r}), str), 1, print)\n"
         "pool._workers.submit(os.getpid).add_done_callback(lambda found: print(found.result(), flush=True))\n"
         "time.sleep(100)\n"
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,14 @@ def run(settings: Settings, out: Path, say: Say, command: str = "", processes: i
         if held is not None:
             return held
         work = Run(settings, folder, say, command)
-        with closing(Pool(settings, folder, processes, say)) if processes > 1 else nullcontext() as work.pool:
-            return work.go()
+        if processes > 1:
+            with closing(Pool(partial(Run, settings, folder, _nothing), processes, say)) as work.pool:
+                return work.go()
+        return work.go()
+
+
+def _nothing(_: str) -> None:
+    """What a process that shares evals says: the one that shares them out tells what is done."""
 
 
 def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> PersonaVector:

@@ -6,26 +6,35 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from persona_bench.errors import DataError, RunError
-from persona_bench.pipeline.settings import Say, Settings
+from persona_bench.pipeline.settings import Say
 
 if TYPE_CHECKING:
     from inspect_ai import Task
-
-    from persona_bench.pipeline.core import Core
+    from inspect_ai.util import DisplayType
 
     Planned = partial[Task]
     """A task function with its arguments: what another process can make the eval from."""
 
 STILL_AT_WORK_S = 60.0  # how often a long eval is said to go on
+
+
+class Worker(Protocol):
+    """What does evals in a process."""
+
+    def load(self) -> None:
+        """Open weights and graders."""
+
+    def evaluate(self, folder: str, tasks: Sequence[Task], display: DisplayType | None = None) -> None:
+        """Do what is missing of these evals, with their logs in a folder of the run's."""
 
 
 class Pool:
@@ -34,17 +43,16 @@ class Pool:
     A sample's numbers do not depend on what runs beside it, so that who evaluates what changes nothing.
 
     Args:
-        settings: of the run.
-        folder: of the run.
+        make: makes what works in a process; is sent to it.
         n: how many processes; with several GPUs each takes one, in turn.
         say: told of every eval that is done.
     """
 
-    def __init__(self, settings: Settings, folder: Path, n: int, say: Say) -> None:
+    def __init__(self, make: Callable[[], Worker], n: int, say: Say) -> None:
         context = get_context("spawn")
-        self._folder, self._say = folder, say
+        self._say = say
         self._workers = ProcessPoolExecutor(
-            n, mp_context=context, initializer=_start, initargs=(settings, folder, n, _gpus(), context.Value("i", 0))
+            n, mp_context=context, initializer=_start, initargs=(make, n, _gpus(), context.Value("i", 0))
         )
 
     def evaluate(self, what: str, planned: Mapping[str, Planned]) -> None:
@@ -124,15 +132,13 @@ def _gpus() -> list[str]:
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
 
 
-_ready: list[Core] = []
+_ready: list[Worker] = []
 """What a process of the pool works with, once it has started."""
 
 
-def _start(settings: Settings, folder: Path, n: int, gpus: list[str], started: Any) -> None:
-    """Make this process ready to work: weights and graders."""
+def _start(make: Callable[[], Worker], n: int, gpus: list[str], started: Any) -> None:
+    """Make this process ready to work."""
     import torch
-
-    from persona_bench.pipeline.core import Core
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with started.get_lock():
@@ -140,9 +146,9 @@ def _start(settings: Settings, folder: Path, n: int, gpus: list[str], started: A
     if len(gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     torch.set_num_threads(max(1, torch.get_num_threads() // n))
-    core = Core(settings, folder, say=_nothing)
-    core.load()
-    _ready.append(core)
+    worker = make()
+    worker.load()
+    _ready.append(worker)
 
 
 def _end_with_parent() -> None:
@@ -155,7 +161,3 @@ def _end_with_parent() -> None:
 
 def _work(folder: str, make: Callable[[], Task]) -> None:
     _ready[0].evaluate(folder, [make()], display="none")
-
-
-def _nothing(_: str) -> None:
-    """The process that shares its evals says what is done."""
