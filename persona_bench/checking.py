@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from persona_bench.definitions.presets import Preset
     from persona_bench.definitions.traits import Trait
     from persona_bench.models.engine import Engine
-    from persona_bench.models.loading import LoadedModel
+    from persona_bench.models.loaded import LoadedModel
     from persona_bench.vectors.vector import PersonaVector
 
 RANDOM_VECTORS = 200

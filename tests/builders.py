@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from persona_bench.models.attention import ATTENTION_NAME, register
-from persona_bench.models.loading import LoadedModel, prepare
+from persona_bench.models.loaded import LoadedModel, prepare
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

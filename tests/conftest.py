@@ -13,7 +13,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.vectors.vector import DIRECTIONS, PersonaVector
 from tests.builders import SIZES, tiny
 

@@ -11,7 +11,7 @@ import torch
 
 from persona_bench.models.engine import Engine, Row, RowResult
 from persona_bench.models.finetuning import finetune
-from persona_bench.models.loading import LoadedModel, prepare
+from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny

@@ -41,7 +41,8 @@ from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.trained import set_up
-from persona_bench.models.loading import LoadedModel, load
+from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loading import load
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.trials import arm_of, judged_rollouts
 from tests.conftest import one_line, tiny_vector

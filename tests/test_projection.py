@@ -29,7 +29,8 @@ from persona_bench.files import read_jsonl
 from persona_bench.models import assets
 from persona_bench.models.chat import head_ids, locate, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
-from persona_bench.models.loading import LoadedModel, load
+from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loading import load
 from persona_bench.vectors import projection, table_file, transcripts
 from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.projection import BY, COLUMNS, TRACE_COLUMNS, Projected, project_file, trace_layer

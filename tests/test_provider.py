@@ -30,7 +30,8 @@ from persona_bench.inspect_ext.provider import PersonaAPI
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine, Row
-from persona_bench.models.loading import LoadedModel, load
+from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loading import load
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.vectors.vector import PersonaVector

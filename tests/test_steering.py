@@ -12,7 +12,7 @@ import torch
 
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.engine import Engine, Row
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny

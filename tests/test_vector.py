@@ -17,7 +17,7 @@ from persona_bench.definitions.traits import load_refusals, load_trait
 from persona_bench.errors import ExtractionError, VectorError
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.vectors import extraction
 from persona_bench.vectors import vector as vector_module
 from persona_bench.vectors.extraction import MIN_KEPT, Filter, Rollout, drop_reasons, extract, refusal_direction

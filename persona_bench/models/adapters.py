@@ -17,7 +17,7 @@ from torch import nn
 from persona_bench.errors import ModelError
 from persona_bench.files import atomic_path, write_atomic
 from persona_bench.models.gradients import use_own_products
-from persona_bench.models.loading import LoadedModel, find_blocks, prepare, shallow_copy
+from persona_bench.models.loaded import LoadedModel, find_blocks, prepare, shallow_copy
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHORT = 256

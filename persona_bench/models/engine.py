@@ -22,7 +22,7 @@ from torch import Tensor
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models.attention import SlotCache
 from persona_bench.models.layers import accelerated
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
 from persona_bench.models.steering import Capture, Intervention, ResidualHooks, project
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
 from persona_bench.files import atomic_path, file_lock, write_atomic
 from persona_bench.models.adapters import attach, hash_adapter, own_copy, save_adapter, trained_parameters
-from persona_bench.models.loading import LoadedModel, find_blocks
+from persona_bench.models.loaded import LoadedModel, find_blocks
 from persona_bench.models.steering import Intervention, ResidualHooks
 from persona_bench.models.training_data import Batch, Example, collate, draw_order
 

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from persona_bench.models.loading import LoadedModel, default_dtype, find_blocks, shallow_copy
+from persona_bench.models.loaded import LoadedModel, find_blocks, shallow_copy
+from persona_bench.models.loading import default_dtype
 
 MEMORY_SHARE = 1 / 8  # of the machine's memory: weights that would take more once again are not packed
 ROWS = 64  # for which the layout is chosen

@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import Future
 
 from persona_bench.models.engine import Engine, Row, RowResult
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 
 logger = logging.getLogger(__name__)
 

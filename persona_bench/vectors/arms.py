@@ -11,7 +11,7 @@ import torch
 from persona_bench.errors import VectorError
 from persona_bench.models.chat import Message, prompt_ids
 from persona_bench.models.finetuning import Penalty, Probe, Progress, Trained, TrainingSettings, describe, finetune
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.steering import Intervention, Operation, Positions
 from persona_bench.models.training_data import lay_out
 from persona_bench.vectors.vector import PersonaVector

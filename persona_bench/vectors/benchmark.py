@@ -18,7 +18,8 @@ from persona_bench.definitions.traits import load_trait
 from persona_bench.models.attention import ATTENTION_NAME
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
-from persona_bench.models.loading import LoadedModel, load
+from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loading import load
 from persona_bench.vectors.projection import project_file
 from persona_bench.vectors.scan.measures import Settings
 from persona_bench.vectors.scan.run import plan_scan, run_scan

