@@ -37,8 +37,10 @@ def make_scanner(job: Job) -> Scanner:
         VectorError: a vector cannot be read, is not the one the job was made with, or does not fit the model.
     """
     from persona_bench.models.loading import load
+    from persona_bench.models.memory import SCAN_KERNELS, keep_kernels
     from persona_bench.models.worker import WORKER
 
+    keep_kernels(SCAN_KERNELS)
     vectors = [PersonaVector.load(Path(path)) for path, _ in job.vectors]
     for vector, (path, expected) in zip(vectors, job.vectors, strict=True):
         if vector.hash != expected:

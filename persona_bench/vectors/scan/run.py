@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +137,9 @@ def run_scan(
         if _is_finished(scan):
             say(f"{scan.target} holds this scan already")
         else:
+            # What writes the parts is there before the first pass: a machine that lacks it says so now, and memory is
+            # from the first shard on what it is in the last.
+            import_module("pyarrow.parquet")
             parts = Parts(scan.target, names, scan.fingerprint)
             _measure(scan, parts, engine, cluster or Cluster(), say)
             say("putting the parts together")
