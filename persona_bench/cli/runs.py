@@ -24,7 +24,6 @@ from persona_bench.pipeline import DEFAULT_GRADER
 @click.option(
     "--processes",
     default=1,
-    type=click.IntRange(min=1),
     help="Processes that share the evals; each holds the weights, on several GPUs on one of them in turn.",
     **SHOWN,
 )

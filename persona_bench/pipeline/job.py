@@ -42,6 +42,8 @@ def run(settings: Settings, out: Path, say: Say, command: str = "", processes: i
     """
     from persona_bench.models.loading import resolve
 
+    if processes < 1:
+        raise RunError(f"{processes} processes cannot share a run; give --processes 1 or more")
     folder = run_folder(settings, out)
     if is_published(folder) and finished(settings, out) is None:
         raise RunError(
