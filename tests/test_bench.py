@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from persona_bench.inspect_ext.benchmark import measure_sharing
 from persona_bench.models.benchmark import measure
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
+from persona_bench.models.loading import load
+from persona_bench.vectors import benchmark
 from persona_bench.vectors.benchmark import (
     LONGEST,
     _one_by_one,
@@ -50,6 +54,39 @@ def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> 
 @pytest.mark.weights
 def test_scanning_real_weights_is_five_times_as_fast_as_pass_after_pass() -> None:
     assert measure_scan("smollm2-135m", 2000, 1, lambda _: None, sample_size=2000)["ratios"]["one by one / scan"] >= 5
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from persona_bench.vectors.scan.measures import Settings
+from persona_bench.vectors.scan.run import plan_scan, run_scan
+vector, source, target = map(Path, sys.argv[1:])
+run_scan(plan_scan("smollm2-135m", [vector], [str(source)], target, Settings(("response_minus_prompt",), (15,))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.weights
+@pytest.mark.timeout(3600)
+def test_a_hundred_times_the_rows_take_a_tenth_more_memory_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the whole process, as the system sees it; samples are short, so that it takes minutes."""
+    for name, tokens in (("SHORTEST", 36), ("MEDIAN", 48), ("LONGEST", 90)):
+        monkeypatch.setattr(benchmark, name, tokens)
+    loaded = load("smollm2-135m")
+    made = [json.dumps(item) + "\n" for item in conversations(loaded.tokenizer, 100_000, seed=5)]
+    _vector(loaded).save(tmp_path / "v.safetensors")
+    peaks = []
+    for n in (1000, 100_000):
+        source = tmp_path / f"{n}.jsonl"
+        source.write_text("".join(made[:n]))
+        asked = [sys.executable, "-c", PEAK, tmp_path / "v.safetensors", source, tmp_path / f"{n}.parquet"]
+        done = subprocess.run([str(item) for item in asked], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] <= 1.1 * peaks[0], peaks
 
 
 def test_the_bench_times_scanning(folder: Path, tmp_path: Path) -> None:

@@ -277,6 +277,14 @@ def test_what_is_planned_is_what_is_judged(done: Done) -> None:
     assert sum(found.values()) == done.planned
 
 
+def test_the_logs_of_one_task_are_read_alone(done: Done) -> None:
+    found = read_logs(done.folder / "logs", "trait_steering")
+    assert {name: log.eval.eval_id for name, log in found.items()} == {
+        "trait_steering/evil": done.logs["trait_steering/evil"].eval.eval_id
+    }
+    assert not read_logs(done.folder / "logs", "steering")
+
+
 def test_judge_json_is_the_judge_in_use(done: Done, _saved: Path) -> None:
     (trait, gate), *others = json.loads((done.folder / "judge.json").read_text()).items()
     assert trait == "evil" and not others

@@ -120,3 +120,10 @@ def test_processes_end_with_the_run(tmp_path: Path, _saved: Path) -> None:
     while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{process}").exists()
+
+
+def test_a_run_needs_a_process(tmp_path: Path, _saved: Path) -> None:
+    settings = pipeline.Settings(model=str(_saved), grader="mockllm/model")
+    with pytest.raises(RunError, match="0 processes"):
+        pipeline.run(settings, tmp_path, str, processes=0)
+    assert not list(tmp_path.iterdir())

@@ -436,6 +436,32 @@ def test_memory_does_not_grow_with_the_input(
     )
 
 
+def test_a_shard_leaves_nothing_in_the_engine(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
+    """Keys and values of what its samples begin with would pile up, as the next shard's begin with something else."""
+    from persona_bench.models.worker import WORKER
+
+    source = str(write(tmp_path / "in.jsonl", some(30)))
+    run_scan(plan_scan(str(folder), vectors[:1], [source], tmp_path / "o.parquet", Settings(("response",), (2,))))
+    assert not WORKER.engine(load(str(folder)))._prefixes._held
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "4"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "99"}, "99")])
+def test_a_scan_keeps_few_kernels_unless_told_otherwise(
+    given: dict[str, str], kept: str, folder: Path, vectors: list[Path]
+) -> None:
+    pairs = ((str(vectors[0]), PersonaVector.load(vectors[0]).hash),)
+    code = (
+        "import os\nfrom persona_bench.vectors.scan.local import Job, make_scanner\n"
+        "from persona_bench.vectors.scan.measures import Settings\n"
+        "before = os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY']\n"
+        f"make_scanner(Job({str(folder)!r}, {pairs!r}, Settings(('response',), (2,))))\n"
+        "print(before, os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [given.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"), kept]
+
+
 # -- summary, figure, page, command ----------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from persona_bench.pipeline import DEFAULT_GRADER
 @click.option(
     "--processes",
     default=1,
-    help="Processes that share the evals; each holds the weights, on several GPUs on one of them in turn.",
+    help="Processes that share the evals, each with weights of its own; several GPUs are taken in turn.",
     **SHOWN,
 )
 @click.option("--corpus", help="Real conversations for data_flagging, comma-separated, as scan reads them.")

@@ -10,9 +10,6 @@ from typing import Any
 
 KERNELS = 128
 """Of the 1,024 that oneDNN and torch each keep by themselves, one for every shape they meet."""
-SCAN_KERNELS = 4
-"""A scan seldom meets a shape a second time, so that more kernels save it next to nothing, and those that it keeps hold
-apart what is free between them. 128, 16, 12 and 8 took the same processor time, 4 took 3 % more."""
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _ours = [name for name in _CACHES if name not in os.environ]
 

@@ -137,8 +137,7 @@ def run_scan(
         if _is_finished(scan):
             say(f"{scan.target} holds this scan already")
         else:
-            # What writes the parts is there before the first pass: a machine that lacks it says so now, and memory is
-            # from the first shard on what it is in the last.
+            # What writes the parts is loaded before the first pass: the first shard takes as much memory as the last.
             import_module("pyarrow.parquet")
             parts = Parts(scan.target, names, scan.fingerprint)
             _measure(scan, parts, engine, cluster or Cluster(), say)
