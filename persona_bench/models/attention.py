@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -208,12 +209,9 @@ def slot_attention(
     frame = _active[-1]
     mask = frame.mask(sliding_window, query.dtype)
     scale = dim**-0.5 if scaling is None else scaling
-    if query.device.type != "cpu" and softcap is None:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scale, enable_gqa=heads != kv_heads
-        )
-        return out.transpose(1, 2), None
     group = heads // kv_heads
+    if query.device.type != "cpu" and softcap is None:
+        return _fused(query, key, value, mask, scale, group).transpose(1, 2), None
     # A power of two rounds nothing off, so that scores need no float32 of their own; the sums in softmax are float32.
     exact = softcap is None and math.frexp(scale)[0] == 0.5
     scaled = query * scale if exact else query
@@ -224,7 +222,8 @@ def slot_attention(
         # Keys before all of these queries are hidden from none of them, unless a window hides them.
         seen = frame.earliest + first if sliding_window is None else 0
         folded = scaled[:, :, first:last].reshape(rows, kv_heads, group * n, dim)
-        scores = torch.matmul(folded, key[:, :, :reach].transpose(2, 3))
+        # A product with transposed keys that do not lie densely would copy them element by element.
+        scores = torch.matmul(folded, key[:, :, :reach].contiguous().transpose(2, 3))
         scores = scores if exact else scores.float().mul_(scale)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
@@ -233,6 +232,23 @@ def slot_attention(
         weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * n, reach)
         parts.append(_weighted(weights, value[:, :, :reach]).view(rows, heads, n, dim).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, group: int) -> Tensor:
+    """Attention in torch's fused kernels, `(rows, heads, tokens, head_dim)`.
+
+    With a mask they take as many key heads as query heads; asked to share key heads, torch falls back to plain
+    products, which copy keys and values for each query head. A single query a row folds the query heads of a key head
+    into its rows instead, and copies nothing.
+    """
+    attend = partial(torch.nn.functional.scaled_dot_product_attention, scale=scale)
+    rows, heads, tokens, dim = query.shape
+    if tokens == 1 and group > 1:
+        folded = query.view(rows, heads // group, group, dim)
+        return attend(folded, key, value, attn_mask=mask.expand(-1, -1, group, -1)).view(rows, heads, 1, dim)
+    if group > 1:
+        key, value = (item.repeat_interleave(group, 1) for item in (key, value))
+    return attend(query, key, value, attn_mask=mask)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:

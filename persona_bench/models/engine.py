@@ -8,6 +8,7 @@ never depend on its neighbours (see `attention`), none of that scheduling can ch
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -779,16 +780,32 @@ def _end_at(depth: int, layer: int, _hidden: Tensor) -> None:
         raise _DeepEnoughError
 
 
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    """Tokens of one prefill that are projected on one set of directions.
+
+    Attributes:
+        captures: (row of the pass, job, what it asks for).
+        lengths: how many tokens of each, in the same order.
+        rows, tokens: of each captured token, where it is in the pass, `(n_tokens,)`.
+        directions: `(n_directions, n_layers + 1, d_model)`.
+        values: `(n_tokens, n_directions, n_layers + 1)`, on the model's device; one transfer brings all of a pass.
+    """
+
+    captures: list[tuple[int, _Job, Capture]]
+    lengths: list[int]
+    rows: Tensor
+    tokens: Tensor
+    directions: Tensor
+    values: Tensor
+
+
 class _Reader:
     """Takes what rows asked for from the residual streams of one prefill."""
 
     def __init__(self, jobs: list[_Job], starts: list[int], hooks: ResidualHooks, device: torch.device) -> None:
         self.jobs, self.starts, self.n_layers, self.device = jobs, starts, hooks.n_layers, device
-        self.captures = [
-            (index, job, job.row.capture.directions.to(device), self._span(index, job))
-            for index, job in enumerate(jobs)
-            if job.row.capture is not None
-        ]
+        self.captures = [(index, job, job.row.capture) for index, job in enumerate(jobs) if job.row.capture is not None]
         self.means = [(index, job) for index, job in enumerate(jobs) if job.row.hidden_means]
         self.readings = [(index, job, job.row.reading) for index, job in enumerate(jobs) if job.row.reading is not None]
         every = range(self.n_layers + 1) if self.captures or self.means else ()
@@ -805,10 +822,7 @@ class _Reader:
         }
         self._shared = self._sharing(device)
         self._products: dict[tuple[int, int], Tensor] = {}
-        self._values = [
-            np.full((last - first, directions.shape[0], self.n_layers + 1), np.nan, np.float32)
-            for _index, _job, directions, (first, last) in self.captures
-        ]
+        self._captured = self._capturing(zeros)
         self._hidden = {index: zeros(3, self.n_layers + 1, hooks.d_model) for index, _ in self.means}
         self._norms = {index: zeros(self.n_layers + 1) for index, _ in self.means}
 
@@ -822,12 +836,24 @@ class _Reader:
                 held[2].append(index)
         return list(shared.values())
 
-    def _span(self, index: int, job: _Job) -> tuple[int, int]:
-        capture = job.row.capture
-        assert capture is not None
+    def _capturing(self, zeros: Callable[..., Tensor]) -> list[_Captured]:
+        """The tokens that are captured, by set of directions."""
+        sets: dict[int, list[tuple[int, _Job, Capture]]] = {}
+        for item in self.captures:
+            sets.setdefault(id(item[2].directions), []).append(item)
+        found = []
+        for items in sets.values():
+            spans = [self._span(index, job, capture) for index, job, capture in items]
+            places = [(index, at) for (index, _, _), span in zip(items, spans, strict=True) for at in range(*span)]
+            rows, tokens = torch.tensor(places, device=self.device).unbind(1)
+            directions = items[0][2].directions.to(self.device)
+            values = zeros(len(places), len(directions), self.n_layers + 1).fill_(math.nan)
+            found.append(_Captured(items, [last - first for first, last in spans], rows, tokens, directions, values))
+        return found
+
+    def _span(self, index: int, job: _Job, capture: Capture) -> tuple[int, int]:
         prompt = len(job.row.prompt) - self.starts[index]
-        first = 0 if capture.prompt_mean else prompt - 1
-        return first, len(job.given) - self.starts[index]
+        return 0 if capture.prompt_mean else prompt - 1, len(job.given) - self.starts[index]
 
     def __call__(self, layer: int, hidden: Tensor) -> None:
         if layer in self._layers:
@@ -837,8 +863,8 @@ class _Reader:
 
     def _read_layer(self, layer: int, hidden: Tensor) -> None:
         if layer:
-            for (index, _job, directions, (first, last)), values in zip(self.captures, self._values, strict=True):
-                values[:, :, layer] = project(hidden[index, first:last], directions[:, layer]).cpu().numpy()
+            for item in self._captured:
+                item.values[:, :, layer] = project(hidden[item.rows, item.tokens], item.directions[:, layer])
         for index, job in self.means:
             prompt, total = len(job.row.prompt), len(job.given)
             out = self._hidden[index]
@@ -859,15 +885,17 @@ class _Reader:
                 self._products[place, layer] = project(hidden if whole else hidden[rows], directions[:, layer])
 
     def deliver(self) -> None:
-        for (index, job, _directions, (first, _last)), values in zip(self.captures, self._values, strict=True):
-            capture = job.row.capture
-            assert capture is not None
-            prompt = len(job.row.prompt) - self.starts[index] - first
-            job.prompt_last = values[prompt - 1]
-            if capture.prompt_mean:
-                job.prompt_mean = values[:prompt].mean(0)
-            if capture.response_mean or capture.per_token:
-                job.response += list(values[prompt:])
+        for item in self._captured:
+            everything, first = item.values.cpu().numpy(), 0
+            for (_index, job, capture), n in zip(item.captures, item.lengths, strict=True):
+                values, first = everything[first : first + n], first + n
+                # The span starts at the row's first token for a mean over the prompt, else at the prompt's last one.
+                prompt = n - len(job.row.continuation)
+                job.prompt_last = values[prompt - 1]
+                if capture.prompt_mean:
+                    job.prompt_mean = values[:prompt].mean(0)
+                if capture.response_mean or capture.per_token:
+                    job.response += list(values[prompt:])
         for index, job in self.means:
             job.hidden = self._hidden[index].cpu().numpy()
             job.norms = self._norms[index].cpu().numpy()

@@ -116,7 +116,8 @@ class Core:
         if self.pool is None or len(planned) < 2:
             self.evaluate(stage, [make() for make in planned])
             return
-        apart = folders(stage, list(planned))
+        # The longest first: one that is begun last would be waited for.
+        apart = folders(stage, sorted(planned, key=lambda make: _n_samples(make()), reverse=True))
         hand_over(self.folder / "logs", stage, apart)
         self.pool.evaluate(stage, apart)
 
@@ -151,8 +152,7 @@ class Core:
             # Inspect tells evals apart by their file too, as it is called from the current directory: without it, a
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
-        n = sum(len(task.dataset) * (task.epochs or 1) for task in tasks)
-        self.say(f"{folder}: {len(tasks)} evals, {n} samples")
+        self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
         slots = self.engine.max_batch
         success, logs = eval_set(
             list(tasks),
@@ -419,6 +419,10 @@ class Core:
         for stage in stages or ("",):
             found |= read_logs(self.folder / "logs" / stage)
         return found
+
+
+def _n_samples(task: Task) -> int:
+    return len(task.dataset) * (task.epochs or 1)
 
 
 def full(log: EvalLog) -> EvalLog:
