@@ -16,6 +16,7 @@ from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny
 from tests.conftest import talking
+from tests.test_decoding import rows as several
 from tests.test_finetuning import FEW, laid_out, weights
 from tests.test_steering import ANSWER, PROMPT, vector
 
@@ -72,6 +73,19 @@ def test_steered_batches_and_their_projections_are_those_of_the_cpu(kind: str) -
         same(ours, theirs)
     for number in (3, 4, 9):  # alone as in the batch
         same(engine.run([asked[number]])[0], expected[number])
+
+
+def test_recorded_steps_give_what_steps_run_one_by_one_give() -> None:
+    asked = several()
+    plain = Engine(on_gpu(tiny()), max_batch=8)
+    plain._decoding._record = None
+    recorded = Engine(on_gpu(tiny()), max_batch=8)
+    for _ in range(2):
+        for ours, theirs in zip(recorded.run(asked), plain.run(asked), strict=True):
+            assert ours.tokens == theirs.tokens
+            if ours.projections is not None and theirs.projections is not None:
+                np.testing.assert_allclose(ours.projections.per_token, theirs.projections.per_token, **NEAR)
+    assert recorded._decoding._held and not plain._decoding._held
 
 
 def test_an_added_vector_is_exact() -> None:

@@ -2,4 +2,4 @@
 
 from persona_bench.models.memory import KERNELS, keep_kernels
 
-keep_kernels(KERNELS)
+keep_kernels(KERNELS, KERNELS)

@@ -10,7 +10,7 @@ summed over `KEY_BLOCK` keys at a time, as a product over more of them is summed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,7 +94,12 @@ class SlotCache:
         """Make rows `low .. low + len(starts) - 1` current for one forward pass of `n_tokens` input tokens each."""
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_tokens, device=device)
         uniform = starts[0] if len(set(starts)) == 1 else None
-        frame = Frame(low, positions, min(starts), max(starts), n_tokens, uniform)
+        with self.current(Frame(low, positions, min(starts), max(starts), n_tokens, uniform)) as frame:
+            yield frame
+
+    @contextmanager
+    def current(self, frame: Frame) -> Iterator[Frame]:
+        """Make a frame current for one forward pass."""
         self._frame = frame
         _active.append(frame)
         try:
@@ -146,11 +151,13 @@ class SlotCache:
                 if tensor is not None:
                     stored[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, added))
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of slot `source` over slot `target`."""
+    def move(self, moves: Mapping[int, int], length: int) -> None:
+        """Copy the first `length` positions of slots over others, `moves` by source; no slot is both."""
+        if not moves:
+            return
         for stored in (*self._keys, *self._values):
             if stored is not None:
-                stored[target, :, :length] = stored[source, :, :length]
+                stored[list(moves.values()), :, :length] = stored[list(moves), :, :length]
 
     def read(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Copies of the first `length` keys and values of a slot, per layer `(kv_heads, length, head_dim)`."""

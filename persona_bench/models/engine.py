@@ -22,6 +22,7 @@ from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models.attention import SlotCache
+from persona_bench.models.decoding import Decoding
 from persona_bench.models.layers import accelerated
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
@@ -34,6 +35,7 @@ GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # most of a step is launching kernel
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
 LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
 LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small
+STACKS = 8  # sets of capture directions that are kept together
 HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
 StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
@@ -297,9 +299,11 @@ class Engine:
         self._cache: SlotCache | None = None
         self._prefixes = _PrefixStore(prefix_bytes)
         self._directions: list[Tensor] = []
+        self._stacks: OrderedDict[tuple[int, ...], tuple[list[Tensor], Tensor]] = OrderedDict()
         self._offsets: dict[int, int] = {}
         self._stacked: Tensor | None = None
         self.hooks = ResidualHooks(self.loaded.blocks, loaded.d_model, self.max_batch + 1, loaded.device)
+        self._decoding = Decoding(self.loaded, self.hooks)
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -410,6 +414,7 @@ class Engine:
             self.hooks.vacate(slot)
         self.hooks.end()
         jobs, self._active, self._cache = self._active, [], None
+        self._decoding.forget()
         self._prefixes.clear()
         for job in jobs:
             job.reset()
@@ -561,7 +566,7 @@ class Engine:
                     job.finish()
                     continue
             if slot != staying:
-                cache.move(slot, staying, job.length)
+                cache.move({slot: staying}, job.length)
                 self.hooks.move(slot, staying)
             self.hooks.enter_decoding(staying)
             self._active.append(job)
@@ -660,34 +665,23 @@ class Engine:
     def _decode(self) -> None:
         assert self._cache is not None
         jobs = self._active
-        width = max(len(jobs), MIN_WIDTH)
-        device = self.loaded.device
-        padding = [0] * (width - len(jobs))
-        tokens = torch.tensor([job.tokens[-1] for job in jobs] + padding, device=device)
+        padding = [0] * (MIN_WIDTH - len(jobs))
         starts = [job.length for job in jobs] + padding
-        self._ensure_room(max(starts) + 1)
-        with self._cache.frame(0, starts, 1, device) as frame:
-            self.hooks.begin(0, width, None, self._stacked)
-            try:
-                output = self.loaded.decoder(
-                    input_ids=tokens[:, None],
-                    position_ids=frame.positions,
-                    past_key_values=self._cache,
-                    use_cache=True,
-                )
-            finally:
-                self.hooks.end()
-        if self.hooks.decode_projections is not None:
-            self._keep_projections(self.hooks.decode_projections.permute(1, 2, 0).cpu().numpy())
+        cache = self._ensure_room(max(starts) + 1)
+        hidden, projections = self._decoding.run(
+            cache, [job.tokens[-1] for job in jobs] + padding, starts, self._stacked
+        )
+        if projections is not None:
+            self._keep_projections(projections.permute(1, 2, 0).cpu().numpy())
         for job in jobs:
             job.length += 1
         going = [index for index, job in enumerate(jobs) if not job.draining]
         finished = {index for index, job in enumerate(jobs) if job.draining}
         if going:
             self.decoded_tokens += len(going)
-            states = output.last_hidden_state[: len(jobs), 0]
+            states = hidden[: len(jobs)]
             if len(going) < len(jobs):
-                states = states[torch.tensor(going, device=device)]
+                states = states[torch.tensor(going, device=hidden.device)]
             finished |= {
                 going[index] for index in self._sample([jobs[index] for index in going], self.loaded.head(states))
             }
@@ -703,16 +697,23 @@ class Engine:
 
     def _leave(self, finished: set[int]) -> None:
         assert self._cache is not None
-        for index in sorted(finished, reverse=True):
+        for index in sorted(finished):
             self._active[index].finish()
-            last = len(self._active) - 1
-            if index != last:
-                self._cache.move(last, index, self._active[last].length)
-                self.hooks.move(last, index)
-                self._active[index] = self._active[last]
-            else:
-                self.hooks.vacate(index)
-            self._active.pop()
+            self.hooks.vacate(index)
+        # Rows from the end take the places in front.
+        n = len(self._active) - len(finished)
+        moves = dict(
+            zip(
+                (index for index in range(n, len(self._active)) if index not in finished),
+                (index for index in sorted(finished) if index < n),
+                strict=True,
+            )
+        )
+        self._cache.move(moves, max((self._active[source].length for source in moves), default=0))
+        for source, target in moves.items():
+            self.hooks.move(source, target)
+            self._active[target] = self._active[source]
+        del self._active[n:]
         if finished:
             self._set_directions()
 
@@ -723,19 +724,25 @@ class Engine:
             capture = job.row.capture
             if capture is not None and (capture.response_mean or capture.per_token):
                 wanted.setdefault(id(capture.directions), capture.directions)
-        if [id(item) for item in self._directions] == list(wanted):
-            return
-        self._directions = list(wanted.values())
+        self._directions = [wanted[key] for key in sorted(wanted)]
         self._offsets = {}
         offset = 0
         for item in self._directions:
             self._offsets[id(item)] = offset
             offset += item.shape[0]
-        self._stacked = (
-            torch.cat(self._directions).to(self.loaded.device, torch.float32).transpose(0, 1).contiguous()
-            if self._directions
-            else None
-        )
+        self._stacked = self._stack(tuple(sorted(wanted)))
+
+    def _stack(self, key: tuple[int, ...]) -> Tensor | None:
+        """The active sets in one tensor, which is the same one whenever the same sets are active again."""
+        if not key:
+            return None
+        if key not in self._stacks:
+            stacked = torch.cat(self._directions).to(self.loaded.device, torch.float32).transpose(0, 1).contiguous()
+            self._stacks[key] = (self._directions, stacked)
+            if len(self._stacks) > STACKS:
+                self._stacks.popitem(last=False)
+        self._stacks.move_to_end(key)
+        return self._stacks[key][1]
 
     def _sample(self, jobs: list[_Job], logits: Tensor) -> list[int]:
         """Give each job its next token; returns which of them are finished and need no further pass."""

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 KERNELS = 128
-"""Of the 1,024 that oneDNN and torch each keep by themselves, one for every shape they meet."""
+"""Of the 1,024 that oneDNN, and torch beside it, each keep by themselves, one for every shape they meet."""
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 # A process that another of this package started has what that one set.
 _ours = [name for name in _CACHES if os.environ.get(name) in (None, str(KERNELS))]
@@ -39,7 +39,13 @@ def give_back() -> None:
         _glibc().malloc_trim(0)
 
 
-def keep_kernels(n: int) -> None:
-    """Keep `n` compiled kernels, unless the environment says how many; after the first pass nothing changes."""
-    for name in _ours:
-        os.environ[name] = str(n)
+def keep_kernels(onednn: int, torch: int) -> None:
+    """Keep so many compiled kernels, unless the environment says how many; after the first pass nothing changes.
+
+    Args:
+        onednn: of its own.
+        torch: of those that torch keeps beside them; with 0 it crashes.
+    """
+    for name, n in zip(_CACHES, (onednn, torch), strict=True):
+        if name in _ours:
+            os.environ[name] = str(n)

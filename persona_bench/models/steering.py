@@ -222,6 +222,14 @@ class ResidualHooks:
         if any(item.positions == "prompt" for item in interventions):
             self.occupy(slot, tuple(item for item in interventions if item.positions != "prompt"))
 
+    def signature(self) -> tuple[object, ...]:
+        """What a pass computes besides the model: which layers are steered, and by which operations."""
+        return tuple(
+            (layer, *((bool(stage.adding), bool(stage.clamping)) for stage in self._stages[layer]))
+            for layer in range(1, self.n_layers + 1)
+            if self._active[layer]
+        )
+
     # -- one forward pass ----------------------------------------------------------------------------------------
 
     def begin(self, low: int, high: int, position_masks: Tensor | None, decode_directions: Tensor | None) -> None:
