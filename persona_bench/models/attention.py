@@ -251,8 +251,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     attend = partial(torch.nn.functional.scaled_dot_product_attention, scale=scale)
     rows, heads, tokens, dim = query.shape
     if tokens == 1 and group > 1:
-        folded = query.view(rows, heads // group, group, dim)
-        return attend(folded, key, value, attn_mask=mask.expand(-1, -1, group, -1)).view(rows, heads, 1, dim)
+        folded = query.reshape(rows, heads // group, group, dim)
+        return attend(folded, key, value, attn_mask=mask.expand(-1, -1, group, -1)).reshape(rows, heads, 1, dim)
     if group > 1:
         key, value = (item.repeat_interleave(group, 1) for item in (key, value))
     return attend(query, key, value, attn_mask=mask)
