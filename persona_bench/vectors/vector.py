@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ class PersonaVector:
         """Number of decoder blocks of the model it was made for."""
         return int(self.directions["persona"].shape[0]) - 1
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """Sha256 of the numbers alone: equal for equal vectors whatever logs they came from."""
+        """Sha256 of the numbers alone: equal for equal vectors whatever logs they came from; every cell asks for it."""
         digest = hashlib.sha256(self.trait.encode())
         for name in sorted(self.directions):
             digest.update(name.encode())
