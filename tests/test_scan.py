@@ -445,7 +445,7 @@ def test_a_shard_leaves_nothing_in_the_engine(folder: Path, vectors: list[Path],
     assert not WORKER.engine(load(str(folder)))._prefixes._held
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "4"), ("128", "4"), ("99", "99")])
+@pytest.mark.parametrize(("given", "kept"), [(None, "12"), ("128", "12"), ("99", "99")])
 def test_a_scan_keeps_few_kernels_unless_told_otherwise(
     given: str | None, kept: str, folder: Path, vectors: list[Path]
 ) -> None:
@@ -456,13 +456,13 @@ def test_a_scan_keeps_few_kernels_unless_told_otherwise(
         "from persona_bench.vectors.scan.measures import Settings\n"
         "before = os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY']\n"
         f"make_scanner(Job({str(folder)!r}, {pairs!r}, Settings(('response',), (2,))))\n"
-        "print(before, os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])\n"
+        "print(before, os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], os.environ['LRU_CACHE_CAPACITY'])\n"
     )
     environment = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
     if given is not None:
         environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = given
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [given or "128", kept]
+    assert done.stdout.split() == [given or "128", kept, "1"]
 
 
 # -- summary, figure, page, command ----------------------------------------------------------------------------------
