@@ -11,6 +11,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Decoding:
 
     def __init__(self, loaded: LoadedModel, hooks: ResidualHooks, record: Callable[[Step], Step] | None = None) -> None:
         self._loaded, self._hooks = loaded, hooks
-        self._record = record or (CudaGraphs() if loaded.device.type == "cuda" else None)
+        self._record = record or (CudaGraphs(loaded.device) if loaded.device.type == "cuda" else None)
         self._seen: Counter[Key] = Counter()
         self._held: OrderedDict[Key, _Recording] = OrderedDict()
         self._cache: tuple[SlotCache, int] | None = None
@@ -156,10 +157,15 @@ def _inputs(tokens: list[int], starts: list[int], width: int, device: torch.devi
 
 
 class CudaGraphs:
-    """Records steps as CUDA graphs, which share one pool of memory, as no result outlives the next step."""
+    """Records steps as CUDA graphs, which share one pool of memory, as no result outlives the next step.
 
-    def __init__(self) -> None:
-        self._pool: object | None = None
+    Args:
+        device: where the steps are run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
 
     def __call__(self, step: Step) -> Step:
         """Run a step once and record it.
@@ -167,21 +173,23 @@ class CudaGraphs:
         Raises:
             RuntimeError: it cannot be recorded; it waits for the GPU, say.
         """
-        # Libraries choose their kernels in the first run, which must not be on the stream that others use.
-        ours, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(ours)
-        with torch.cuda.stream(side):
-            step()
-        ours.wait_stream(side)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = step()
+        with torch.cuda.device(self._device):
+            # Libraries choose their kernels in the first run, which must not be on the stream that others use.
+            ours, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(ours)
+            with torch.cuda.stream(side):
+                step()
+            ours.wait_stream(side)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                found = step()
 
         def again() -> tuple[Tensor, Tensor | None]:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return found
 
         return again
