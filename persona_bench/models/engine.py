@@ -898,7 +898,7 @@ class _Reader:
                 values, first = everything[first : first + n], first + n
                 # The span starts at the row's first token for a mean over the prompt, else at the prompt's last one.
                 prompt = n - len(job.row.continuation)
-                job.prompt_last = values[prompt - 1]
+                job.prompt_last = values[prompt - 1].copy()  # a result outlives its pass
                 if capture.prompt_mean:
                     job.prompt_mean = values[:prompt].mean(0)
                 if capture.response_mean or capture.per_token:
