@@ -32,9 +32,10 @@ from persona_bench.errors import RunError
 from persona_bench.inspect_ext.answering import GENERATED_TOKENS, answer_choices, key, likelihood_items
 from persona_bench.inspect_ext.choices import right_choice
 from persona_bench.inspect_ext.requests import ExtraArgs, SteeringRequest
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples

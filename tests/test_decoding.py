@@ -11,7 +11,8 @@ import torch
 
 from persona_bench.models import decoding
 from persona_bench.models.decoding import Decoding, Step
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import tiny

@@ -42,8 +42,9 @@ from persona_bench.inspect_ext.cells import UNSTEERED, VectorFile, find_vector, 
 from persona_bench.inspect_ext.graders import COHERENCE_RUBRIC
 from persona_bench.inspect_ext.solvers import given_response, respond, row_seed
 from persona_bench.models.chat import response_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from persona_bench.pipeline import DEFAULT_GRADER
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import first_token, one_line, tiny_vector

@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 from persona_bench.cli import main
 from persona_bench.errors import VectorError
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from persona_bench.models.worker import WORKER
 from persona_bench.pipeline import model_spec
 from persona_bench.vectors import arms

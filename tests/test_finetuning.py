@@ -16,10 +16,11 @@ from persona_bench.errors import DataError, ModelError, TrainingError, VectorErr
 from persona_bench.models import finetuning
 from persona_bench.models.adapters import _quiet, attach, hash_adapter, merge, own_copy, save_adapter
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import CHECKPOINT, HISTORY, Penalty, Probe, TrainingSettings, finetune
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
 from persona_bench.models.training_data import Example, collate, draw_order, lay_out, read_conversations
 from tests.builders import CONFIGS

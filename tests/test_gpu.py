@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from persona_bench.models.engine import Engine, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import finetune
 from persona_bench.models.loaded import LoadedModel, prepare
+from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny

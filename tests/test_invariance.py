@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from persona_bench.models.chat import prompt_ids, shared_length
-from persona_bench.models.engine import Engine, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import default_dtype, load
 from persona_bench.models.reading import reader, reading_row
+from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 

@@ -13,10 +13,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from persona_bench.models import layers
-from persona_bench.models.engine import Engine, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.layers import PackedLinear, SlimNorm, accelerated, replace_layers
 from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.loading import default_dtype, load
+from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
 from tests.builders import tiny

@@ -29,7 +29,8 @@ from persona_bench.definitions.traits import TRAITS, load_trait
 from persona_bench.errors import DataError, RunError, VectorError
 from persona_bench.inspect_ext.variants import named_vectors, variant_cells
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Reading, Row
 from persona_bench.vectors.extraction import Rollout, extract
 from persona_bench.vectors.readings import POSITIONS, Readings, read_responses
 from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows

@@ -29,9 +29,10 @@ from persona_bench.errors import DataError, ModelError, PersonaBenchError, Vecto
 from persona_bench.inspect_ext.provider import PersonaAPI
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.vectors.vector import PersonaVector

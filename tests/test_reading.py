@@ -15,11 +15,12 @@ import torch
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.layers import accelerated
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import default_dtype
 from persona_bench.models.reading import READ_DEPTH, reader, reading_row
+from persona_bench.models.rows import Reading, Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny

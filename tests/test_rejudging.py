@@ -18,7 +18,7 @@ from persona_bench.analysis.grader_change import CHANGE, counts, grader_change, 
 from persona_bench.analysis.samples.collect import read_logs
 from persona_bench.analysis.terminal import read_claims
 from persona_bench.errors import RunError
-from persona_bench.models import engine
+from persona_bench.models.rows import Job, Row
 from persona_bench.publishing import publish
 from tests.conftest import one_line
 from tests.test_pipeline import Done, run, small_world
@@ -54,14 +54,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, _saved: Path) -> Iterator[Wo
 def second(world: World) -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
     """By the twin; every row that an engine was given meanwhile asked for no new tokens."""
     generates: list[bool] = []
-    begin = engine._Job.__init__
+    begin = Job.__init__
 
-    def watched(self: Any, row: engine.Row, *args: Any, **kwargs: Any) -> None:
+    def watched(self: Any, row: Row, *args: Any, **kwargs: Any) -> None:
         generates.append(row.sampling is not None)
         begin(self, row, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine._Job, "__init__", watched)
+        patch.setattr(Job, "__init__", watched)
         made = world.rejudge(world.twin, world.home / "second")
     assert generates and not any(generates)
     yield made

@@ -128,7 +128,8 @@ def test_every_row_has_the_numbers_of_a_plain_pass(
 
 def test_the_difference_is_against_the_models_own_response(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
     """Scanning what the model itself would say gives a difference of nought; the same prompt has the same answer."""
-    from persona_bench.models.engine import Engine, Row
+    from persona_bench.models.engine import Engine
+    from persona_bench.models.rows import Row
     from persona_bench.models.sampling import Sampling
     from persona_bench.vectors.scan.measures import _seed
     from persona_bench.vectors.scan.samples import Sample

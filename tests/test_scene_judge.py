@@ -32,8 +32,9 @@ from persona_bench.inspect_ext.scene_judge import SEES, SKIPPED, transcript_ques
 from persona_bench.inspect_ext.scenes import WAYS, read_activations
 from persona_bench.inspect_ext.yes_no import ask_grader
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Row
 from tests.conftest import first_token
 from tests.test_limits import Mind, World, scenes_of, trait_vectors, world
 from tests.test_stated_limits import LAYER, ROOT, Planted, small, unit

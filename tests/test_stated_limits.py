@@ -31,8 +31,9 @@ from persona_bench.errors import DataError, RunError
 from persona_bench.inspect_ext.provider import PersonaAPI, _results
 from persona_bench.inspect_ext.scenes import read_activations
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
+from persona_bench.models.rows import Reading, Row
 from persona_bench.models.steering import Intervention
 from tests import test_pipeline
 from tests.conftest import one_line

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from persona_bench.errors import DataError, ModelError, VectorError
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from tests.builders import CONFIGS, tiny

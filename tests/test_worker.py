@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from persona_bench.models.engine import Row
+from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.worker import SWITCH_SECONDS, Worker
 from tests.builders import tiny

@@ -11,7 +11,8 @@ import numpy as np
 
 from persona_bench.inspect_ext.provider import PersonaAPI
 from persona_bench.inspect_ext.requests import ScoreItem
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Row
 
 SLICE = 25  # questions timed at a time
 SAMPLED = 5  # of which so many are also scored as a whole

@@ -32,11 +32,12 @@ from pydantic import ValidationError
 from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
 from persona_bench.models.chat import prompt_ids, response_ids, shared_length
-from persona_bench.models.engine import Engine, Projections, Reading, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import forget, load
 from persona_bench.models.memory import give_back
 from persona_bench.models.reading import arithmetic, reader, reading_row
+from persona_bench.models.rows import Projections, Reading, Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.models.worker import WORKER

@@ -11,10 +11,11 @@ import torch
 
 from persona_bench.models.attention import ATTENTION_NAME
 from persona_bench.models.chat import prompt_ids
-from persona_bench.models.engine import Engine, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
+from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
 

@@ -8,13 +8,10 @@ never depend on its neighbours (see `attention`), none of that scheduling can ch
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,211 +19,26 @@ from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.models.attention import SlotCache
+from persona_bench.models.capturing import DeepEnoughError, PrefillReader, end_at, no_embedding, position_masks
 from persona_bench.models.decoding import Decoding
 from persona_bench.models.layers import accelerated
 from persona_bench.models.loaded import LoadedModel
-from persona_bench.models.sampling import Sampling, sample, top_logprobs, uniforms
-from persona_bench.models.steering import Capture, Intervention, ResidualHooks, project
+from persona_bench.models.rows import Job, Reading, Row, RowResult
+from persona_bench.models.sampling import sample, top_logprobs
+from persona_bench.models.steering import ResidualHooks
 
 logger = logging.getLogger(__name__)
 
 SLOTS, PREFILL_TOKENS = 64, 2048
-GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # most of a step is launching kernels there, whatever the rows; not timed
+GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # more rows take a GPU little longer
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
 LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
 LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small
 STACKS = 8  # sets of capture directions that are kept together
 HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
-StopReason = Literal["stop", "max_tokens", "model_length", "scored"]
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """Mean residual streams over stretches of the given tokens, and scalar products at every one of them.
-
-    Attributes:
-        layers: 1-based layers.
-        spans: (start, stop) in tokens of prompt and continuation together; none may start inside the shared prefix.
-        directions: `(n_directions, n_layers + 1, d_model)` float32, used as given; every token's residual stream after
-            the shared prefix is multiplied with them, and not kept. Rows that share the tensor share the work.
-    """
-
-    layers: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...] = ()
-    directions: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One request.
-
-    Attributes:
-        prompt: token ids.
-        continuation: token ids given after the prompt (teacher forcing); their log-probabilities are returned.
-        alternatives: token ids whose log-probability as the next token is returned.
-        sampling: how to generate after that, None to generate nothing.
-        interventions: what happens to this row's residual stream.
-        capture: which projections are returned.
-        hidden_means: whether mean residual streams are returned (extraction).
-        reading: which residual streams are returned besides. A pass whose rows want nothing else ends at the last
-            layer read, and never runs the vocabulary projection.
-        shared_prefix: how many leading prompt tokens other rows are likely to share; prefilled once and kept.
-        shared_root: how many leading tokens of that prefix other prefixes are likely to begin with (the examples before
-            many questions, each of which has a prefix of its own); also prefilled once and kept.
-        kept: whether this prompt is the shared prefix of rows that come later, and is kept for them by its own pass.
-    """
-
-    prompt: tuple[int, ...]
-    continuation: tuple[int, ...] = ()
-    alternatives: tuple[int, ...] = ()
-    sampling: Sampling | None = None
-    interventions: tuple[Intervention, ...] = ()
-    capture: Capture | None = None
-    hidden_means: bool = False
-    reading: Reading | None = None
-    shared_prefix: int = 0
-    shared_root: int = 0
-    kept: bool = False
-
-    @property
-    def n_given(self) -> int:
-        """Tokens of prompt and continuation."""
-        return len(self.prompt) + len(self.continuation)
-
-
-@dataclass(frozen=True, eq=False)
-class Projections:
-    """Projections of one row, float32, `(n_directions, n_layers + 1)` each, None where not asked for.
-
-    `per_token` is `(n_response_tokens, n_directions, n_layers + 1)`. Row 0 of the layer axis is NaN.
-    """
-
-    prompt_last: np.ndarray | None = None
-    prompt_mean: np.ndarray | None = None
-    response_mean: np.ndarray | None = None
-    per_token: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class RowResult:
-    """What a row gave.
-
-    Attributes:
-        tokens: generated token ids without the end-of-sequence token.
-        n_sampled: tokens sampled, the end-of-sequence token included.
-        stop_reason: why generation ended; `scored` when nothing was to be generated.
-        logprobs: natural log-probability of each token in `tokens`, if asked for.
-        top_logprobs: for each token in `tokens`, the likeliest tokens with their log-probabilities, if asked for.
-        continuation_logprobs: `(len(continuation),)` float32.
-        alternative_logprobs: `(len(alternatives),)` float32.
-        projections: if a capture was asked for.
-        hidden_means: `(3, n_layers + 1, d_model)` float32: last prompt token, mean over the prompt, mean over the
-            continuation; the paper's three positions (section 2.2). Layer 0 is the embedding.
-        hidden_norms: `(n_layers + 1,)` float32, mean Euclidean norm over the continuation's tokens.
-        read: `(n_spans, n_layers_read, d_model)` float32, as `Reading` asks.
-        products: `(n_tokens, n_directions, n_layers_read)` float32, of every token given after the shared prefix, if
-            `Reading` holds directions.
-    """
-
-    tokens: tuple[int, ...]
-    n_sampled: int
-    stop_reason: StopReason
-    logprobs: tuple[float, ...] = ()
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
-    continuation_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    alternative_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    projections: Projections | None = None
-    hidden_means: np.ndarray | None = None
-    hidden_norms: np.ndarray | None = None
-    read: np.ndarray | None = None
-    products: np.ndarray | None = None
-
-
-class _Job:
-    """A row on its way: its state from submission to result."""
-
-    def __init__(self, row: Row, limit: int) -> None:
-        self.row = row
-        self.future: Future[RowResult] = Future()
-        self.given = row.prompt + row.continuation
-        self.budget = min(row.sampling.max_tokens, limit - len(self.given)) if row.sampling else 0
-        untouched = not any(item.touches_prompt for item in row.interventions)
-        self.keeps = row.kept and untouched
-        prefix_allowed = (
-            untouched and not row.hidden_means and not (row.capture is not None and row.capture.prompt_mean)
-        )
-        # The last prompt token is never part of a prefix: steering at response positions starts there.
-        self.prefix = row.prompt[: min(row.shared_prefix, len(row.prompt) - 1)] if prefix_allowed else ()
-        # A prefix adds at least one token of its own to its root.
-        self.root = self.prefix[: min(row.shared_root, len(self.prefix) - 1)] if self.prefix else ()
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all progress (after a batch that did not fit in memory)."""
-        self.length = 0
-        self.tokens: list[int] = []
-        self.n_sampled = 0
-        self.logprobs: list[float] = []
-        self.top: list[tuple[tuple[int, float], ...]] = []
-        self.draining = False
-        self.stop: StopReason = "scored"
-        self.draws = uniforms(self.row.sampling.seed, self.budget) if self.row.sampling else np.zeros(0)
-        self.response: list[np.ndarray] = []
-        self.prompt_last: np.ndarray | None = None
-        self.prompt_mean: np.ndarray | None = None
-        self.hidden: np.ndarray | None = None
-        self.norms: np.ndarray | None = None
-        self.read: np.ndarray | None = None
-        self.products: np.ndarray | None = None
-        self.scores: list[float] = []
-        self.continuation_logprobs = np.zeros(0, np.float32)
-        self.alternative_logprobs = np.zeros(0, np.float32)
-
-    @property
-    def suffix(self) -> int:
-        return len(self.given) - len(self.prefix)
-
-    @property
-    def depth(self) -> int:
-        """The last layer this row needs where it needs nothing above it, else 0: no layer is the last one needed."""
-        row = self.row
-        more = row.continuation or row.alternatives or row.sampling or row.capture or row.hidden_means
-        return 0 if more or row.reading is None else max(row.reading.layers)
-
-    @property
-    def room(self) -> int:
-        return len(self.given) + self.budget + 1
-
-    def finish(self) -> None:
-        capture = self.row.capture
-        projections = None
-        if capture is not None:
-            stacked = np.stack(self.response) if self.response else None
-            projections = Projections(
-                prompt_last=self.prompt_last if capture.prompt_last else None,
-                prompt_mean=self.prompt_mean,
-                response_mean=stacked.mean(0) if capture.response_mean and stacked is not None else None,
-                per_token=stacked if capture.per_token else None,
-            )
-        self.future.set_result(
-            RowResult(
-                tokens=tuple(self.tokens),
-                n_sampled=self.n_sampled,
-                stop_reason=self.stop,
-                logprobs=tuple(self.logprobs),
-                top_logprobs=tuple(self.top),
-                continuation_logprobs=self.continuation_logprobs,
-                alternative_logprobs=self.alternative_logprobs,
-                projections=projections,
-                hidden_means=self.hidden,
-                hidden_norms=self.norms,
-                read=self.read,
-                products=self.products,
-            )
-        )
-
-
-def _like(job: _Job) -> tuple[object, ...]:
+def _like(job: Job) -> tuple[object, ...]:
     """Sorts rows so that those that share a pass well are neighbours.
 
     Rows that are only read leave no slot behind, so what is new of them counts; others also by the length of the whole.
@@ -293,9 +105,9 @@ class Engine:
         self.token_budget = token_budget or tokens
         self.prefill_tokens = 0
         self.decoded_tokens = 0
-        self._inbox: deque[_Job] = deque()
-        self._waiting: list[_Job] = []
-        self._active: list[_Job] = []
+        self._inbox: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._active: list[Job] = []
         self._cache: SlotCache | None = None
         self._prefixes = _PrefixStore(prefix_bytes)
         self._directions: list[Tensor] = []
@@ -325,7 +137,7 @@ class Engine:
             self._check_reading(row.reading, total, row.shared_prefix)
         if row.capture is not None:
             self._check_directions(row.capture.directions)
-        job = _Job(row, limit)
+        job = Job(row, limit)
         self._inbox.append(job)
         return job.future
 
@@ -409,7 +221,7 @@ class Engine:
         # Longest first (taken from the end of the list): rows of like length share a pass, those of one prefix touch.
         self._waiting.sort(key=_like)
 
-    def _reset(self) -> list[_Job]:
+    def _reset(self) -> list[Job]:
         for slot in range(self.max_batch + 1):
             self.hooks.vacate(slot)
         self.hooks.end()
@@ -457,8 +269,8 @@ class Engine:
                     self._inbox.append(job)
             raise
 
-    def _take(self, free: int) -> list[_Job]:
-        chunk: list[_Job] = []
+    def _take(self, free: int) -> list[Job]:
+        chunk: list[Job] = []
         width = 0
         while self._waiting and len(chunk) < free:
             job = self._waiting[-1]
@@ -539,7 +351,7 @@ class Engine:
                 cache.write(first + start, first + end, held[:depth] if depth else held)
             start = end
 
-    def _prefill(self, chunk: list[_Job]) -> None:
+    def _prefill(self, chunk: list[Job]) -> None:
         chunk.sort(key=lambda job: job.prefix)
         low, depth = len(self._active), chunk[0].depth
         starts = [len(job.prefix) for job in chunk]
@@ -580,7 +392,7 @@ class Engine:
         low: int,
         starts: list[int],
         inputs: Sequence[Sequence[int]],
-        jobs: list[_Job] | None,
+        jobs: list[Job] | None,
         depth: int = 0,
     ) -> Tensor:
         """Prefill of right-padded rows: final hidden states `(rows, tokens, d_model)`; jobs' captures are taken.
@@ -595,15 +407,15 @@ class Engine:
             tokens[index, : len(given)] = torch.tensor(given, dtype=torch.long)
         masks, reader = None, None
         if jobs is not None:
-            masks = _position_masks(jobs, starts, width).to(device)
-            reader = _Reader(jobs, starts, self.hooks, device)
+            masks = position_masks(jobs, starts, width).to(device)
+            reader = PrefillReader(jobs, starts, self.hooks, device)
         self.prefill_tokens += sum(len(given) for given in inputs)
         with cache.frame(first, starts, width, device) as frame:
             self.hooks.begin(low, low + rows, masks, None)
             if reader is not None and reader.wanted:
                 self.hooks.reader = reader
             elif depth:
-                self.hooks.reader = partial(_end_at, depth)
+                self.hooks.reader = partial(end_at, depth)
             try:
                 output = self.loaded.decoder(
                     input_ids=tokens.to(device),
@@ -612,7 +424,7 @@ class Engine:
                     use_cache=True,
                 )
                 hidden: Tensor = output.last_hidden_state
-            except _DeepEnoughError:
+            except DeepEnoughError:
                 hidden = torch.empty(0, device=device)  # these rows ask for nothing that is made of it
             finally:
                 self.hooks.end()
@@ -620,7 +432,7 @@ class Engine:
             reader.deliver()
         return hidden
 
-    def _score(self, chunk: list[_Job], hidden: Tensor) -> None:
+    def _score(self, chunk: list[Job], hidden: Tensor) -> None:
         """Log-probabilities of continuations and alternatives from the prefill's hidden states."""
         where: list[tuple[int, int]] = []
         for index, job in enumerate(chunk):
@@ -652,7 +464,7 @@ class Engine:
             job.continuation_logprobs = scores[: len(job.row.continuation)]
             job.alternative_logprobs = scores[len(job.row.continuation) :]
 
-    def _first_tokens(self, chunk: list[_Job], hidden: Tensor) -> None:
+    def _first_tokens(self, chunk: list[Job], hidden: Tensor) -> None:
         rows = [index for index, job in enumerate(chunk) if job.row.sampling is not None]
         if not rows:
             return
@@ -693,7 +505,7 @@ class Engine:
             capture = job.row.capture
             if capture is not None and (capture.response_mean or capture.per_token):
                 low = self._offsets[id(capture.directions)]
-                job.response.append(_no_embedding(values[index, low : low + capture.directions.shape[0]]))
+                job.response.append(no_embedding(values[index, low : low + capture.directions.shape[0]]))
 
     def _leave(self, finished: set[int]) -> None:
         assert self._cache is not None
@@ -744,7 +556,7 @@ class Engine:
         self._stacks.move_to_end(key)
         return self._stacks[key][1]
 
-    def _sample(self, jobs: list[_Job], logits: Tensor) -> list[int]:
+    def _sample(self, jobs: list[Job], logits: Tensor) -> list[int]:
         """Give each job its next token; returns which of them are finished and need no further pass."""
         settings = [job.row.sampling for job in jobs if job.row.sampling is not None]
         chosen = sample(logits, settings, [float(job.draws[job.n_sampled]) for job in jobs]).tolist()
@@ -773,168 +585,12 @@ class Engine:
                 finished.append(index)
         return finished
 
-    def _cut_at_stop(self, job: _Job, stops: tuple[str, ...]) -> bool:
+    def _cut_at_stop(self, job: Job, stops: tuple[str, ...]) -> bool:
         tail = self.loaded.tokenizer.decode(job.tokens[-(8 + max(map(len, stops))) :])
         return any(stop in tail for stop in stops)
-
-
-class _DeepEnoughError(Exception):
-    """Ends a pass at the last layer that its rows need; caught where the pass was begun."""
-
-
-def _end_at(depth: int, layer: int, _hidden: Tensor) -> None:
-    if layer == depth:
-        raise _DeepEnoughError
-
-
-@dataclass(frozen=True, eq=False)
-class _Captured:
-    """Tokens of one prefill that are projected on one set of directions.
-
-    Attributes:
-        captures: (row of the pass, job, what it asks for).
-        lengths: how many tokens of each, in the same order.
-        rows, tokens: of each captured token, where it is in the pass, `(n_tokens,)`.
-        directions: `(n_directions, n_layers + 1, d_model)`.
-        values: `(n_tokens, n_directions, n_layers + 1)`, on the model's device; one transfer brings all of a pass.
-    """
-
-    captures: list[tuple[int, _Job, Capture]]
-    lengths: list[int]
-    rows: Tensor
-    tokens: Tensor
-    directions: Tensor
-    values: Tensor
-
-
-class _Reader:
-    """Takes what rows asked for from the residual streams of one prefill."""
-
-    def __init__(self, jobs: list[_Job], starts: list[int], hooks: ResidualHooks, device: torch.device) -> None:
-        self.jobs, self.starts, self.n_layers, self.device = jobs, starts, hooks.n_layers, device
-        self.captures = [(index, job, job.row.capture) for index, job in enumerate(jobs) if job.row.capture is not None]
-        self.means = [(index, job) for index, job in enumerate(jobs) if job.row.hidden_means]
-        self.readings = [(index, job, job.row.reading) for index, job in enumerate(jobs) if job.row.reading is not None]
-        every = range(self.n_layers + 1) if self.captures or self.means else ()
-        self._layers = {*every, *(layer for _index, _job, reading in self.readings for layer in reading.layers)}
-        self.wanted = bool(self._layers)
-        self.depth = jobs[0].depth if len({job.depth for job in jobs}) == 1 else 0
-        # Named, because loading other weights changes the default dtype of the process for a while.
-        zeros = partial(torch.zeros, dtype=torch.float32, device=device)
-        self._read = {
-            index: torch.zeros(
-                len(reading.spans), len(reading.layers), hooks.d_model, dtype=torch.float32, device=device
-            )
-            for index, _job, reading in self.readings
-        }
-        self._shared = self._sharing(device)
-        self._products: dict[tuple[int, int], Tensor] = {}
-        self._captured = self._capturing(zeros)
-        self._hidden = {index: zeros(3, self.n_layers + 1, hooks.d_model) for index, _ in self.means}
-        self._norms = {index: zeros(self.n_layers + 1) for index, _ in self.means}
-
-    def _sharing(self, device: torch.device) -> list[tuple[Tensor, set[int], list[int]]]:
-        """(directions, layers, rows of the pass) of each set of directions that readings hold."""
-        shared: dict[int, tuple[Tensor, set[int], list[int]]] = {}
-        for index, _job, reading in self.readings:
-            if reading.directions is not None:
-                held = shared.setdefault(id(reading.directions), (reading.directions.to(device), set(), []))
-                held[1].update(reading.layers)
-                held[2].append(index)
-        return list(shared.values())
-
-    def _capturing(self, zeros: Callable[..., Tensor]) -> list[_Captured]:
-        """The tokens that are captured, by set of directions."""
-        sets: dict[int, list[tuple[int, _Job, Capture]]] = {}
-        for item in self.captures:
-            sets.setdefault(id(item[2].directions), []).append(item)
-        found = []
-        for items in sets.values():
-            spans = [self._span(index, job, capture) for index, job, capture in items]
-            places = [(index, at) for (index, _, _), span in zip(items, spans, strict=True) for at in range(*span)]
-            rows, tokens = torch.tensor(places, device=self.device).unbind(1)
-            directions = items[0][2].directions.to(self.device)
-            values = zeros(len(places), len(directions), self.n_layers + 1).fill_(math.nan)
-            found.append(_Captured(items, [last - first for first, last in spans], rows, tokens, directions, values))
-        return found
-
-    def _span(self, index: int, job: _Job, capture: Capture) -> tuple[int, int]:
-        prompt = len(job.row.prompt) - self.starts[index]
-        return 0 if capture.prompt_mean else prompt - 1, len(job.given) - self.starts[index]
-
-    def __call__(self, layer: int, hidden: Tensor) -> None:
-        if layer in self._layers:
-            self._read_layer(layer, hidden.float())
-        if layer and layer == self.depth:
-            raise _DeepEnoughError
-
-    def _read_layer(self, layer: int, hidden: Tensor) -> None:
-        if layer:
-            for item in self._captured:
-                item.values[:, :, layer] = project(hidden[item.rows, item.tokens], item.directions[:, layer])
-        for index, job in self.means:
-            prompt, total = len(job.row.prompt), len(job.given)
-            out = self._hidden[index]
-            out[0, layer] = hidden[index, prompt - 1]
-            out[1, layer] = hidden[index, :prompt].mean(0)
-            if total > prompt:
-                out[2, layer] = hidden[index, prompt:total].mean(0)
-                self._norms[index][layer] = hidden[index, prompt:total].norm(dim=-1).mean()
-        for index, _job, reading in self.readings:
-            if layer in reading.layers:
-                shift = self.starts[index]
-                for place, (first, last) in enumerate(reading.spans):
-                    mean = hidden[index, first - shift : last - shift].mean(0)
-                    self._read[index][place, reading.layers.index(layer)] = mean
-        for place, (directions, layers, rows) in enumerate(self._shared):
-            if layer in layers:
-                whole = len(rows) == len(hidden)
-                self._products[place, layer] = project(hidden if whole else hidden[rows], directions[:, layer])
-
-    def deliver(self) -> None:
-        for item in self._captured:
-            everything, first = item.values.cpu().numpy(), 0
-            for (_index, job, capture), n in zip(item.captures, item.lengths, strict=True):
-                values, first = everything[first : first + n], first + n
-                # The span starts at the row's first token for a mean over the prompt, else at the prompt's last one.
-                prompt = n - len(job.row.continuation)
-                job.prompt_last = values[prompt - 1].copy()  # a result outlives its pass
-                if capture.prompt_mean:
-                    job.prompt_mean = values[:prompt].mean(0)
-                if capture.response_mean or capture.per_token:
-                    job.response += list(values[prompt:])
-        for index, job in self.means:
-            job.hidden = self._hidden[index].cpu().numpy()
-            job.norms = self._norms[index].cpu().numpy()
-        for index, job, _reading in self.readings:
-            job.read = self._read[index].cpu().numpy()
-        for place, (_directions, layers, rows) in enumerate(self._shared):
-            order = sorted(layers)
-            # `(rows, tokens, n_directions, n_layers)`
-            products = torch.stack([self._products[place, layer] for layer in order], -1).cpu().numpy()
-            for index, values in zip(rows, products, strict=True):
-                job, reading = self.jobs[index], self.jobs[index].row.reading
-                assert reading is not None
-                first, last = job.row.shared_prefix - self.starts[index], len(job.given) - self.starts[index]
-                job.products = values[first:last, :, [order.index(layer) for layer in reading.layers]]
 
 
 def _log_total(logits: Tensor) -> Tensor:
     """Log of the summed exponentials of each row; overwrites `logits`, which may be large."""
     top = logits.amax(-1, keepdim=True)
     return logits.sub_(top).exp_().sum(-1).log_() + top[:, 0]
-
-
-def _no_embedding(values: np.ndarray) -> np.ndarray:
-    out = values.copy()
-    out[:, 0] = np.nan
-    return out
-
-
-def _position_masks(jobs: list[_Job], starts: list[int], width: int) -> Tensor:
-    """`(3, rows, width, 1)` float32: where `response`, `prompt` and `all` interventions act."""
-    position = torch.tensor(starts)[:, None] + torch.arange(width)
-    prompts = torch.tensor([len(job.row.prompt) for job in jobs])[:, None]
-    totals = torch.tensor([len(job.given) for job in jobs])[:, None]
-    valid = position < totals
-    return torch.stack([valid & (position >= prompts - 1), position < prompts, valid]).float()[..., None]

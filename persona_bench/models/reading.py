@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 from persona_bench.errors import DataError
 from persona_bench.models import int8
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Reading, Row
 from persona_bench.models.layers import replace_linears
 from persona_bench.models.loaded import LoadedModel, find_blocks, shallow_copy
+from persona_bench.models.rows import Reading, Row
 
 READ_DEPTH = 4 / 7  # of the blocks: deeper adds time and no accuracy on the calibrating half of the labelled answers
 

@@ -7,8 +7,9 @@ import sys
 import threading
 from concurrent.futures import Future
 
-from persona_bench.models.engine import Engine, Row, RowResult
+from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.rows import Row, RowResult
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Reading, Row, RowResult
 
 Tokens = tuple[int, ...]
 Seen = TypeVar("Seen")

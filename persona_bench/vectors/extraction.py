@@ -16,7 +16,8 @@ from persona_bench.definitions.outcomes import COHERENCE_CUT, TRAIT_CUT, UNFILTE
 from persona_bench.definitions.traits import Trait, load_refusals
 from persona_bench.errors import ExtractionError
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Row
 from persona_bench.vectors.vector import PersonaVector
 
 MIN_KEPT = 8

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl
-from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Reading, Row, RowResult
 from persona_bench.vectors.beginnings import Tokens, pass_beginnings, shared_beginnings
 from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
 from persona_bench.vectors.table_file import Value, check_table_path, table_file

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row, RowResult
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Reading, Row, RowResult
 from persona_bench.vectors.beginnings import pass_beginnings, shared_beginnings
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.vector import PersonaVector

@@ -12,7 +12,8 @@ import torch
 
 from persona_bench.definitions.traits import LabelledAnswer, Trait
 from persona_bench.models.chat import prompt_ids, response_ids
-from persona_bench.models.engine import Engine, Reading, Row
+from persona_bench.models.engine import Engine
+from persona_bench.models.rows import Reading, Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.vectors.vector import PersonaVector
 

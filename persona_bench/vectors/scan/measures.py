@@ -24,8 +24,9 @@ from torch import Tensor
 from persona_bench.definitions.flagging import MEASURES, Measure
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.chat import head_ids
-from persona_bench.models.engine import Engine, Row
+from persona_bench.models.engine import Engine
 from persona_bench.models.memory import give_back
+from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
 from persona_bench.vectors.projection import project_transcripts
