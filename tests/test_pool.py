@@ -17,6 +17,7 @@ import pytest
 from inspect_ai.log import EvalLog
 
 from evals.mmlu_preservation import mmlu_preservation
+from evals.trait_elicitation import trait_elicitation
 from persona_bench import pipeline
 from persona_bench.analysis.samples.collect import read_logs
 from persona_bench.errors import PersonaBenchError, RunError
@@ -127,3 +128,18 @@ def test_a_run_needs_a_process(tmp_path: Path, _saved: Path) -> None:
     with pytest.raises(RunError, match="0 processes"):
         pipeline.run(settings, tmp_path, str, processes=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_evals_are_begun_first(tmp_path: Path, _saved: Path) -> None:
+    begun: list[str] = []
+
+    class Watched:
+        def evaluate(self, _what: str, shared: dict[str, Planned]) -> None:
+            begun.extend(make.keywords["preset"] for make in shared.values())
+
+    work = started(tmp_path / "run", _saved, [])
+    work.pool = Watched()  # type: ignore[assignment]
+    short, long = (partial(trait_elicitation, trait="evil", preset=preset) for preset in ("quick", "standard"))
+    for order in ([short, long], [long, short]):
+        work._eval_set("elicitation", order)
+    assert begun == ["standard", "quick"] * 2

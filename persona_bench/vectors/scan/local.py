@@ -14,7 +14,7 @@ from persona_bench.vectors.vector import PersonaVector
 KERNELS, TORCH_KERNELS = 12, 1
 """What the layers of a pass share: the next pass seldom meets its shapes, and what is kept holds apart what is free.
 
-With 4 a layer compiles anew what the one before it had, for a sixth more processor time; with 128 memory grows by a
+With 4 a layer compiles anew what the one before it had, for a fifth more processor time; with 128 memory grows by a
 fifth. What torch keeps besides saves no time."""
 
 
