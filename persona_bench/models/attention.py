@@ -10,6 +10,7 @@ summed over `KEY_BLOCK` keys at a time, as a product over more of them is summed
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,14 @@ class Frame:
         return self._masks[window, dtype]
 
 
-_active: list[Frame] = []
+class _Active(threading.local):
+    """The frames of the forward passes that a thread is in."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+
+_active = _Active()
 
 
 def round_up(length: int) -> int:
@@ -101,11 +109,11 @@ class SlotCache:
     def current(self, frame: Frame) -> Iterator[Frame]:
         """Make a frame current for one forward pass."""
         self._frame = frame
-        _active.append(frame)
+        _active.frames.append(frame)
         try:
             yield frame
         finally:
-            _active.pop()
+            _active.frames.pop()
             self._frame = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -206,14 +214,14 @@ def slot_attention(
     Raises:
         RuntimeError: if called outside the engine, where no frame is set.
     """
-    if not _active:
+    if not _active.frames:
         raise RuntimeError(
             "this model's attention belongs to the persona-bench engine; call model.set_attn_implementation('sdpa') "
             "before using it directly"
         )
     rows, heads, tokens, dim = query.shape
     kv_heads = key.shape[1]
-    frame = _active[-1]
+    frame = _active.frames[-1]
     mask = frame.mask(sliding_window, query.dtype)
     scale = dim**-0.5 if scaling is None else scaling
     group = heads // kv_heads

@@ -8,6 +8,7 @@ never depend on its neighbours (see `attention`), none of that scheduling can ch
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -116,6 +117,7 @@ class Engine:
         self._stacked: Tensor | None = None
         self.hooks = ResidualHooks(self.loaded.blocks, loaded.d_model, self.max_batch + 1, loaded.device)
         self._decoding = Decoding(self.loaded, self.hooks)
+        self._halted = threading.Event()
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -163,10 +165,17 @@ class Engine:
             )
 
     def run(self, rows: Sequence[Row], on_done: Callable[[int], None] | None = None) -> list[RowResult]:
-        """Run rows to the end and return their results in order; `on_done` is told how many are finished."""
+        """Run rows to the end and return their results in order; `on_done` is told how many are finished.
+
+        Raises:
+            InterruptedError: after `halt`.
+            What `submit` raises.
+        """
         futures = [self.submit(row) for row in rows]
         done = 0
         while self.busy:
+            if self._halted.is_set():
+                raise InterruptedError("this engine was halted")
             self.step()
             if on_done is not None:
                 finished = sum(future.done() for future in futures)
@@ -174,6 +183,10 @@ class Engine:
                     done = finished
                     on_done(done)
         return [future.result() for future in futures]
+
+    def halt(self) -> None:
+        """From another thread: end a run after the step that it is at. The engine is of no use afterwards."""
+        self._halted.set()
 
     def forget_prefixes(self) -> None:
         """Drop keys and values of shared prefixes, for which no row that is still to come has a use."""

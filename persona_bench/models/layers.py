@@ -35,13 +35,16 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self._layout: Tensor | None = None  # made when it is first needed: a pass may end before this layer
+        # Made when it is first needed, as a pass may end before this layer; one for all copies of the layer.
+        self._layout: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(..., d_in)` to `(..., d_out)`."""
-        if self._layout is None:
-            self._layout = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS)
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._layout, self.bias, "none", [], "")
+        if not self._layout:
+            with _making:
+                if not self._layout:
+                    self._layout.append(torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS))
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._layout[0], self.bias, "none", [], "")
         return outputs
 
 
@@ -60,7 +63,9 @@ class SlimNorm(nn.Module):
 
 
 def accelerated(loaded: LoadedModel) -> LoadedModel:
-    """The model on such layers, sharing its weights, made once; the model itself where none of them would help."""
+    """The model on such layers, sharing its weights, made once; the model itself where it is, or none would help."""
+    if any(isinstance(layer, PackedLinear | SlimNorm) for layer in loaded.model.modules()):
+        return loaded
     on_cpu = loaded.device.type == "cpu" and loaded.dtype == default_dtype(loaded.device) == torch.bfloat16
     if not on_cpu or not torch.backends.mkldnn.enabled:
         return loaded

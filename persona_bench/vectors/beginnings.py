@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from persona_bench.models.engine import Engine
@@ -90,6 +91,24 @@ def shared_beginnings(sequences: Sequence[Tokens], most_tokens: int = MOST_TOKEN
         of[first:last] = [one] * (last - first)
         left -= length
     return Shared(stands_on, tuple(of[place] for place in sorted(range(len(order)), key=order.__getitem__)))
+
+
+def part(sequences: Mapping[int, Tokens], n: int, least: int) -> list[dict[int, Tokens]]:
+    """Sequences in `n` shares that take about as long, fewer where a share would have less than `least` tokens to pass.
+
+    Those that begin alike stay together, as what they have in common is passed once a share.
+    """
+    ordered = sorted(sequences, key=sequences.__getitem__)
+    before = ((), *(sequences[index] for index in ordered))
+    new = [
+        len(sequences[index]) - _agree(below, sequences[index]) for below, index in zip(before, ordered, strict=False)
+    ]
+    passed = list(accumulate(new))
+    n = max(1, min(n, passed[-1] // least)) if passed else 0
+    cuts = [bisect_left(passed, passed[-1] * place / n) for place in range(n)]
+    return [
+        {index: sequences[index] for index in ordered[first:last]} for first, last in pairwise([*cuts, len(ordered)])
+    ]
 
 
 def _nodes(ordered: Sequence[Tokens]) -> Iterator[tuple[int, int, int]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 from persona_bench.errors import DataError
 from persona_bench.files import read_jsonl
 from persona_bench.models.engine import Engine
+from persona_bench.models.lanes import Lanes
 from persona_bench.models.rows import Reading, Row, RowResult
-from persona_bench.vectors.beginnings import Tokens, pass_beginnings, shared_beginnings
+from persona_bench.vectors.beginnings import MOST_TOKENS, Tokens, part, pass_beginnings, shared_beginnings
 from persona_bench.vectors.projection_rows import BY, COLUMNS, TRACE_COLUMNS, columns, rows, trace_rows
 from persona_bench.vectors.table_file import Value, check_table_path, table_file
 from persona_bench.vectors.transcripts import Transcript, read_transcripts
@@ -132,9 +134,10 @@ def project_transcripts(
     """Each transcript with the scalar products of its tokens, `(n_tokens, n_directions, n_layers)` float32.
 
     One pass a transcript, in batches of like length. It ends at the last layer asked for, never runs the vocabulary
-    projection and keeps no residual stream; what several transcripts of a chunk begin with is passed once. In
-    bfloat16 on a CPU none of that changes a bit of the residual stream; the float32 products round by the shape of
-    their pass. Transcripts longer than the model's context have NaN for every token.
+    projection and keeps no residual stream; what several transcripts of a chunk begin with is passed once. On a
+    processor a chunk is parted among engines side by side (`models.lanes`). In bfloat16 on a CPU none of that changes a
+    bit of the residual stream; the float32 products round by the shape of their pass. Transcripts longer than the
+    model's context have NaN for every token.
 
     Args:
         engine: of the model.
@@ -144,24 +147,45 @@ def project_transcripts(
         progress: told how many transcripts are done, after each chunk and at most every few seconds.
     """
     reading = Reading(tuple(layers), directions=directions)
-    say = _Progress(progress)
+    lanes, say = Lanes(engine), _Progress(progress)
     known: dict[Tokens, np.ndarray] = {(): np.zeros((0, len(directions), len(layers)), np.float32)}
     for chunk in chunks:
-        fitting = [item for item in chunk if len(item.ids) <= engine.loaded.max_length]
-        shared = shared_beginnings([item.ids for item in fitting])
-        known = pass_beginnings(engine, shared, lambda *_: reading, _with_products, known)
-        rows = [
-            Row(item.ids, reading=reading, shared_prefix=len(own)) for item, own in zip(fitting, shared.of, strict=True)
-        ]
-        results = zip(shared.of, engine.run(rows, say), strict=True)
+        fitting = {item.index: item.ids for item in chunk if len(item.ids) <= engine.loaded.max_length}
+        shares = part(fitting, lanes.n, lanes.tokens)
+        passed = lanes.run(
+            [
+                partial(_pass, share, MOST_TOKENS // len(shares), reading, known, partial(say, lane))
+                for lane, share in enumerate(shares)
+            ]
+        )
+        known = {beginning: seen for lane in passed for beginning, seen in lane[0].items()} or known
+        products = {index: found for lane in passed for index, found in lane[1].items()}
         for item in chunk:
             if len(item.ids) > engine.loaded.max_length:
                 # A view that takes no memory, however long the transcript.
                 yield item, np.broadcast_to(np.float32(np.nan), (len(item.ids), len(directions), len(layers)))
                 continue
-            beginning, result = next(results)
+            beginning, result = products.pop(item.index)
             yield item, _with_products(known[beginning], result)
         say.add(len(chunk))
+
+
+def _pass(
+    sequences: dict[int, Tokens],
+    most_tokens: int,
+    reading: Reading,
+    known: dict[Tokens, np.ndarray],
+    say: Callable[[int], None],
+    engine: Engine,
+) -> tuple[dict[Tokens, np.ndarray], dict[int, tuple[Tokens, RowResult]]]:
+    """What the beginnings that sequences share show; and for each sequence its beginning and what was read after it."""
+    shared = shared_beginnings(list(sequences.values()), most_tokens)
+    found = pass_beginnings(engine, shared, lambda *_: reading, _with_products, known)
+    rows = [
+        Row(ids, reading=reading, shared_prefix=len(own))
+        for ids, own in zip(sequences.values(), shared.of, strict=True)
+    ]
+    return found, dict(zip(sequences, zip(shared.of, engine.run(rows, say), strict=True), strict=True))
 
 
 def _with_products(before: np.ndarray, result: RowResult, _n: int = 0) -> np.ndarray:
@@ -203,14 +227,19 @@ class _Progress:
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:
         self._tell, self._before, self._told = tell, 0, time.monotonic()
+        self._lanes: dict[int, int] = {}
+        self._lock = Lock()
 
-    def __call__(self, n: int) -> None:
-        if time.monotonic() - self._told >= SAY_SECONDS:
-            self._say(self._before + n)
+    def __call__(self, lane: int, n: int) -> None:
+        with self._lock:
+            self._lanes[lane] = n
+            if time.monotonic() - self._told >= SAY_SECONDS:
+                self._say(self._before + sum(self._lanes.values()))
 
     def add(self, n: int) -> None:
         """A chunk of `n` is done."""
         self._before += n
+        self._lanes.clear()
         self._say(self._before)
 
     def _say(self, n: int) -> None:

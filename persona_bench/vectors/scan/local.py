@@ -12,7 +12,8 @@ from persona_bench.vectors.scan.measures import Part, Scanner, Settings
 from persona_bench.vectors.vector import PersonaVector
 
 KERNELS, TORCH_KERNELS = 12, 1
-"""What the layers of a pass share: the next pass seldom meets its shapes, and what is kept holds apart what is free.
+"""What the layers of a pass share, by lane: the next pass seldom meets its shapes, and what is kept holds apart what is
+free.
 
 With 4 a layer compiles anew what the one before it had, for a fifth more processor time; with 128 memory grows by a
 fifth. What torch keeps besides saves no time."""
@@ -42,11 +43,14 @@ def make_scanner(job: Job) -> Scanner:
         ModelError, AssetError: the model cannot be had.
         VectorError: a vector cannot be read, is not the one the job was made with, or does not fit the model.
     """
+    import torch
+
+    from persona_bench.models.lanes import n_lanes
     from persona_bench.models.loading import load
     from persona_bench.models.memory import keep_kernels
     from persona_bench.models.worker import WORKER
 
-    keep_kernels(KERNELS, TORCH_KERNELS)
+    keep_kernels(KERNELS * n_lanes(torch.device("cpu")), TORCH_KERNELS)
     vectors = [PersonaVector.load(Path(path)) for path, _ in job.vectors]
     for vector, (path, expected) in zip(vectors, job.vectors, strict=True):
         if vector.hash != expected:
