@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from persona_bench.vectors import beginnings
-from persona_bench.vectors.beginnings import LEAST, shared_beginnings
+from persona_bench.vectors.beginnings import LEAST, part, shared_beginnings
 
 HEAD, ASKED = tuple(range(100, 120)), tuple(range(200, 210))
 
@@ -42,3 +42,24 @@ def test_every_sequence_has_its_longest_shared_beginning(rows: list[tuple[int, .
         assert own == row[:longest]
     for one, below in found.stands_on.items():
         assert one[: len(below)] == below and len(below) < len(one) and (not below or below in found.stands_on)
+
+
+@given(some.lists(some.lists(some.integers(0, 2), min_size=1, max_size=9).map(tuple), max_size=30), some.integers(1, 5))
+def test_shares_hold_every_sequence_once_in_order(rows: list[tuple[int, ...]], n: int) -> None:
+    shares = part(dict(enumerate(rows)), n, 4)
+    assert sorted(index for share in shares for index in share) == list(range(len(rows)))
+    inside = [row for share in shares for row in share.values()]
+    assert inside == sorted(rows)
+    assert len(shares) == (max(1, min(n, _new(inside) // 4)) if rows else 0)
+    for share in shares:
+        longest = max(map(len, rows))
+        assert abs(_new(list(share.values())) - _new(inside) / len(shares)) <= 3 * longest
+
+
+def _new(ordered: list[tuple[int, ...]]) -> int:
+    """Tokens after what a sequence has in common with the one before it, and at least one of each."""
+    total = 0
+    for below, row in zip([(), *ordered], ordered, strict=False):
+        most = min(len(below), len(row)) - 1
+        total += len(row) - next((place for place in range(most) if below[place] != row[place]), max(most, 0))
+    return total

@@ -179,8 +179,8 @@ def test_sharing_prefixes_and_batching_by_length_change_no_value(
         made.append({"messages": [*system, *spoken["messages"]]})
     shared: list[int] = []
 
-    def seen(items: Any) -> Any:
-        found = shared_beginnings(items)
+    def seen(*of: Any) -> Any:
+        found = shared_beginnings(*of)
         shared.append(len(found.stands_on))
         return found
 
