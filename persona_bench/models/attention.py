@@ -178,9 +178,36 @@ class SlotCache:
     def write(self, low: int, high: int, prefix: list[tuple[Tensor, Tensor]]) -> None:
         """Place one prefix (as returned by `read`) at the start of slots `low .. high - 1`."""
         for layer, (keys, values) in enumerate(prefix):
-            stored_keys, stored_values = self._layer(layer, keys[None], values[None])
-            stored_keys[low:high, :, : keys.shape[1]] = keys
-            stored_values[low:high, :, : values.shape[1]] = values
+            self._place(layer, low, high, keys, values)
+
+    def _place(self, layer: int, low: int, high: int, keys: Tensor, values: Tensor) -> None:
+        stored_keys, stored_values = self._layer(layer, keys[None], values[None])
+        stored_keys[low:high, :, : keys.shape[1]] = keys
+        stored_values[low:high, :, : values.shape[1]] = values
+
+
+class PassingCache(SlotCache):
+    """Keys and values of rows that are only read, of one layer at a time: the next one takes the place of the last.
+
+    A pass then takes the memory of a layer instead of that of all, and stays in the processor's caches.
+    """
+
+    def __init__(self, n_slots: int, capacity: int) -> None:
+        super().__init__(1, n_slots, capacity)
+        self._prefixes: list[tuple[int, int, list[tuple[Tensor, Tensor]]]] = []
+
+    def write(self, low: int, high: int, prefix: list[tuple[Tensor, Tensor]]) -> None:
+        """Have slots `low .. high - 1` start with one prefix (as returned by `SlotCache.read`) at every layer."""
+        self._prefixes.append((low, high, prefix))
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """As `SlotCache.update`; what is left of the layer before is finite, and masked as zeros are."""
+        for stored, new in ((self._keys, keys), (self._values, values)):
+            if (held := stored[0]) is not None and (held.shape[1], held.shape[3]) != (new.shape[1], new.shape[3]):
+                stored[0] = None  # layers of another shape
+        for low, high, prefix in self._prefixes:
+            self._place(0, low, high, *prefix[layer_idx])
+        return super().update(keys, values, 0)
 
 
 def slot_attention(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
-from persona_bench.models.attention import SlotCache
+from persona_bench.models.attention import PassingCache, SlotCache
 from persona_bench.models.capturing import DeepEnoughError, PrefillReader, end_at, no_embedding, position_masks
 from persona_bench.models.decoding import Decoding
 from persona_bench.models.layers import accelerated
@@ -309,12 +309,14 @@ class Engine:
             self._cache.grow(max(room, self._cache.capacity * 3 // 2))
         return self._cache
 
-    def _cache_for(self, depth: int, low: int, rows: int, reach: int) -> tuple[SlotCache, int]:
+    def _cache_for(self, depth: int, low: int, rows: int, reach: int, kept: bool) -> tuple[SlotCache, int]:
         """The cache of a prefill and its first slot there.
 
-        Rows that are only read keep nothing: their cache is no larger than they are and no deeper than they go.
+        That of rows that are only read is no larger than they are, and holds no more layers than are `kept`.
         """
-        return (SlotCache(depth, rows, reach), 0) if depth else (self._ensure_room(reach), low)
+        if not depth:
+            return self._ensure_room(reach), low
+        return SlotCache(depth, rows, reach) if kept else PassingCache(rows, reach), 0
 
     def _prefill_prefixes(self, roots: dict[tuple[int, ...], tuple[int, ...]], free: int, depth: int) -> None:
         """Prefill the prefixes that are not held, `roots` by prefix; a root first, then what follows it."""
@@ -345,7 +347,7 @@ class Engine:
             chunk.sort(key=lambda prefix: roots[prefix])
             starts = [len(roots[prefix]) for prefix in chunk]
             width = max(map(own, chunk))
-            cache, first = self._cache_for(depth, low, len(chunk), max(starts) + max(MIN_WIDTH, width))
+            cache, first = self._cache_for(depth, low, len(chunk), max(starts) + max(MIN_WIDTH, width), True)
             self._write_prefixes(cache, first, [roots[prefix] for prefix in chunk], depth)
             suffixes = [prefix[start:] for prefix, start in zip(chunk, starts, strict=True)]
             self._forward(cache, first, low, starts, suffixes, None, depth)
@@ -369,7 +371,7 @@ class Engine:
         low, depth = len(self._active), chunk[0].depth
         starts = [len(job.prefix) for job in chunk]
         reach = max(starts) + max(MIN_WIDTH, *(job.suffix for job in chunk))
-        cache, first = self._cache_for(depth, low, len(chunk), reach)
+        cache, first = self._cache_for(depth, low, len(chunk), reach, any(job.keeps for job in chunk))
         for index, job in enumerate(chunk):
             self.hooks.occupy(low + index, job.row.interventions)
         self._write_prefixes(cache, first, [job.prefix for job in chunk], depth)
