@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
+from persona_bench.models import engine as engines
 from persona_bench.models import int8
+from persona_bench.models.attention import PassingCache, SlotCache
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.layers import accelerated
@@ -256,6 +259,51 @@ def test_a_steered_row_is_read_after_steering() -> None:
     np.testing.assert_allclose(steered[0, 0], free[0, 0] + 1.5 * vector(1).numpy(), atol=1e-4)
     assert not np.allclose(steered[0, 1], free[0, 1], atol=1e-2)
     np.testing.assert_allclose(steered[1], free[1], atol=1e-4)
+
+
+# What a pass holds
+
+
+@no_bfloat16
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt_neox", "gpt2"])
+def test_a_pass_that_holds_one_layer_reads_what_one_that_holds_all_does(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*readings(40, shared=True), *readings(20, shared=False)]
+    held = []
+
+    class Passing(PassingCache):
+        def __init__(self, n_slots: int, capacity: int) -> None:
+            super().__init__(n_slots, capacity)
+            held.append(self)
+
+    monkeypatch.setattr(engines, "PassingCache", Passing)
+    one = [read(result) for result in Engine(in_bfloat16(kind)).run(rows)]
+    assert held and all(len(cache._keys) == len(cache._values) == 1 for cache in held)
+    monkeypatch.setattr(engines, "PassingCache", lambda n_slots, capacity: SlotCache(4, n_slots, capacity))
+    assert all_equal(one, [read(result) for result in Engine(in_bfloat16(kind)).run(rows)])
+
+
+def test_a_passing_cache_takes_layers_of_different_shapes() -> None:
+    """Some models' full and sliding layers have heads of different sizes."""
+    shapes = [(2, 8), (1, 16), (1, 16), (2, 8)]
+    draw = torch.Generator().manual_seed(0)
+
+    def both(n: int) -> list[tuple[Tensor, Tensor]]:
+        made = [(torch.randn(2, heads, n, dim, generator=draw) for _ in range(2)) for heads, dim in shapes]
+        return [(keys, values) for keys, values in made]
+
+    prefix, new = [(keys[0], values[0]) for keys, values in both(3)], both(2)
+    passing, whole = PassingCache(2, 5), SlotCache(4, 2, 5)
+    for cache in (passing, whole):
+        cache.write(0, 2, prefix)
+    for layer, (keys, values) in enumerate(new):
+        found = []
+        for cache in (passing, whole):
+            with cache.frame(0, [3, 3], 2, torch.device("cpu")):
+                found.append(cache.update(keys, values, layer))
+        assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+        assert torch.equal(found[0][0][0, :, :3], prefix[layer][0]) and torch.equal(found[0][1][:, :, 3:5], values)
 
 
 # How deep a pass goes

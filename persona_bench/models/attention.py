@@ -201,7 +201,7 @@ class PassingCache(SlotCache):
         self._prefixes.append((low, high, prefix))
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """As `SlotCache.update`; what is left of the layer before is finite, and masked as zeros are."""
+        """As `SlotCache.update`; every layer writes the same places, so that those between stay zero."""
         for stored, new in ((self._keys, keys), (self._values, values)):
             if (held := stored[0]) is not None and (held.shape[1], held.shape[3]) != (new.shape[1], new.shape[3]):
                 stored[0] = None  # layers of another shape
