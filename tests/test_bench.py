@@ -53,7 +53,9 @@ def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> 
 @pytest.mark.long
 @pytest.mark.weights
 def test_scanning_real_weights_is_five_times_as_fast_as_pass_after_pass() -> None:
-    assert measure_scan("smollm2-135m", 2000, 1, lambda _: None, sample_size=2000)["ratios"]["one by one / scan"] >= 5
+    """Each timed twice, in turn: what else the machine does can only add time to a round."""
+    timed = measure_scan("smollm2-135m", 2000, 2, lambda _: None, sample_size=2000)
+    assert timed["ratios"]["one by one / scan"] >= 5, timed["seconds_by_round"]
 
 
 PEAK = """
