@@ -53,8 +53,8 @@ def test_projecting_real_weights_is_three_times_as_fast_as_pass_after_pass() -> 
 @pytest.mark.long
 @pytest.mark.weights
 def test_scanning_real_weights_is_five_times_as_fast_as_pass_after_pass() -> None:
-    """Each timed twice, in turn: what else the machine does can only add time to a round."""
-    timed = measure_scan("smollm2-135m", 2000, 2, lambda _: None, sample_size=2000)
+    """All of them one by one, in parts between scans, as the machine is slower at times."""
+    timed = measure_scan("smollm2-135m", 2000, 4, lambda _: None, sample_size=2000)
     assert timed["ratios"]["one by one / scan"] >= 5, timed["seconds_by_round"]
 
 
@@ -98,7 +98,7 @@ def test_the_bench_times_scanning(folder: Path, tmp_path: Path) -> None:
     assert any(line.startswith("one by one / scan") for line in result.stdout.splitlines())
     timed = json.loads((tmp_path / "b.json").read_text())["scan"]
     assert (timed["samples"], timed["sampled_one_by_one"]["samples"]) == (9, 9)
-    assert timed["samples_per_second"] == pytest.approx(9 / min(timed["seconds_by_round"]["scan"]))
+    assert timed["samples_per_second"] == pytest.approx(9 / np.mean(timed["seconds_by_round"]["scan"]))
 
 
 def test_the_bench_times_projection(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

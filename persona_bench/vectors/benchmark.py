@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -89,14 +90,15 @@ def measure_scan(
     """Seconds to scan `n` samples at the middle layer without generating, and one by one, and their ratio.
 
     `scan` is the whole of `run_scan`: reading, tokenising, passes, parts, output and summary. `one by one` is as in
-    `measure_projection`. Both are timed once a round, in turn; a figure is the fastest round.
+    `measure_projection`. A round passes its part of the sample one by one and then scans all `n`, so that a slow spell
+    of the machine hits both; a figure is the mean over the rounds, as each of the sample is passed once.
 
     Args:
         model: as `loading.load` takes it.
         n: how many samples.
         repeats: rounds.
         say: told about progress.
-        sample_size: how many are passed one by one; their time is scaled by the number of tokens.
+        sample_size: how many are passed one by one, at least one a round; their time is scaled by the number of tokens.
     """
     loaded = load(model)
     layer = max(1, loaded.n_layers // 2)
@@ -107,7 +109,7 @@ def measure_scan(
         source.write_text("".join(json.dumps(item) + "\n" for item in conversations(loaded.tokenizer, n)))
         vector.save(file)
         items = [item for chunk in read_transcripts(source, loaded.tokenizer, located=False) for item in chunk]
-        sample = _evenly(items, sample_size)
+        sample = _evenly(items, max(sample_size, repeats))
         _one_by_one(loaded, sample[:2], vector, layer)  # warms up
         for index in range(repeats):
             planned = plan_scan(
@@ -118,7 +120,7 @@ def measure_scan(
                 Settings(("response_minus_prompt",), (layer,)),
             )
             variants: dict[str, Callable[[], Any]] = {
-                "one by one": partial(_one_by_one, loaded, sample, vector, layer),
+                "one by one": partial(_one_by_one, loaded, sample[index::repeats], vector, layer),
                 "scan": partial(run_scan, planned),
             }
             for name, variant in variants.items():
@@ -127,7 +129,7 @@ def measure_scan(
                 variant()
                 seconds[name].append(time.perf_counter() - started)
     tokens, sampled = (sum(len(item.ids) for item in some) for some in (items, sample))
-    alone, scan = min(seconds["one by one"]) * tokens / sampled, min(seconds["scan"])
+    alone, scan = sum(seconds["one by one"]) * tokens / sampled, fmean(seconds["scan"])
     return {
         "samples": n,
         "tokens": tokens,
