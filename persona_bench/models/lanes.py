@@ -73,7 +73,8 @@ class Lanes:
     def _sibling(self) -> Engine:
         loaded = self._engine.loaded
         model = shallow_copy(loaded.model)
-        return Engine(replace(loaded, model=model, blocks=list(find_blocks(model))), token_budget=self.tokens)
+        own = replace(loaded, model=model, blocks=list(find_blocks(model)))
+        return Engine(own, max_batch=self._engine.max_batch, token_budget=self.tokens)
 
 
 def _take(n: int) -> None:
