@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
 from persona_bench.models import layers
 from persona_bench.models.engine import Engine
-from persona_bench.models.layers import PackedLinear, SlimNorm, accelerated, replace_layers
+from persona_bench.models.layers import GATE, PackedLinear, SlimGate, SlimNorm, accelerated, replace_layers
 from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.loading import default_dtype, load
 from persona_bench.models.rows import Row, RowResult
@@ -71,6 +72,36 @@ def test_a_norm_of_another_formula_stays_what_it_is() -> None:
     assert [type(layer).__name__ for layer in held] == ["OddRMSNorm", "Gemma2RMSNorm", "SlimNorm"]
 
 
+@pytest.mark.parametrize("kind", [LlamaMLP, Qwen2MLP])
+@pytest.mark.parametrize("shape", [(64, 1, 96), (3, 50, 96)])
+def test_the_slim_gate_gives_the_same_bits_and_leaves_its_input(kind: Any, shape: tuple[int, ...]) -> None:
+    config = LlamaConfig(hidden_size=96, intermediate_size=256)
+    held = nn.ModuleList([kind(config).bfloat16().requires_grad_(False)])
+    mlp: Any = held[0]
+    for seed, name in enumerate(GATE):
+        mlp.get_submodule(name).weight.copy_(_noise(*mlp.get_submodule(name).weight.shape, seed=seed))
+    hidden = _noise(*shape, seed=3)
+    before = hidden.clone()
+    replace_layers(held, layers._slim)
+    assert isinstance(held[0], SlimGate) and held[0].up_proj is mlp.up_proj
+    with torch.inference_mode():
+        assert torch.equal(held[0](hidden), mlp(hidden))
+    assert torch.equal(hidden, before)
+
+
+def test_a_feed_forward_layer_of_another_formula_stays_what_it_is() -> None:
+    class OddMLP(LlamaMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gated: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
+            return gated
+
+    config = LlamaConfig(hidden_size=64, intermediate_size=96)
+    gelu = LlamaConfig(hidden_size=64, intermediate_size=96, hidden_act="gelu_pytorch_tanh")
+    held = nn.ModuleList([OddMLP(config), LlamaMLP(gelu), LlamaMLP(config)]).bfloat16()
+    replace_layers(held, layers._slim)
+    assert [type(layer).__name__ for layer in held] == ["OddMLP", "LlamaMLP", "SlimGate"]
+
+
 def _tiny(dtype: torch.dtype) -> LoadedModel:
     return prepare(tiny("llama").model.to(dtype), None, name="tiny", weights_hash="0" * 64)
 
@@ -79,7 +110,7 @@ def test_the_model_itself_keeps_its_layers_and_shares_its_weights() -> None:
     loaded = _tiny(torch.bfloat16)
     made = accelerated(loaded)
     assert accelerated(loaded) is made and made is not loaded
-    assert {type(layer) for layer in loaded.model.modules()} & {PackedLinear, SlimNorm} == set()
+    assert {type(layer) for layer in loaded.model.modules()} & {PackedLinear, SlimGate, SlimNorm} == set()
     own, its = loaded.model.model.layers[0].mlp.up_proj, made.blocks[0].mlp.up_proj  # type: ignore[union-attr]
     assert type(own) is nn.Linear and isinstance(its, PackedLinear) and its.weight is own.weight
 
@@ -89,7 +120,7 @@ def test_other_dtypes_and_weights_too_large_for_the_machine_are_left_alone(monke
     assert accelerated(wide) is wide
     monkeypatch.setattr(layers, "MEMORY_SHARE", 0)
     kinds = {type(layer) for layer in accelerated(_tiny(torch.bfloat16)).model.modules()}
-    assert SlimNorm in kinds and nn.Linear in kinds and PackedLinear not in kinds
+    assert {SlimNorm, SlimGate} <= kinds and nn.Linear in kinds and PackedLinear not in kinds
 
 
 @pytest.fixture(scope="module")
