@@ -189,7 +189,7 @@ class SlotCache:
 class PassingCache(SlotCache):
     """Keys and values of rows that are only read, of one layer at a time: the next one takes the place of the last.
 
-    A pass then takes the memory of a layer instead of that of all, and stays in the processor's caches.
+    A pass then takes the memory of a layer instead of that of all.
     """
 
     def __init__(self, n_slots: int, capacity: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from persona_bench.errors import VectorError
 from persona_bench.vectors.scan.inputs import Shard, Source, read_shards
 from persona_bench.vectors.scan.measures import Part, Scanner, Settings
@@ -43,8 +45,6 @@ def make_scanner(job: Job) -> Scanner:
         ModelError, AssetError: the model cannot be had.
         VectorError: a vector cannot be read, is not the one the job was made with, or does not fit the model.
     """
-    import torch
-
     from persona_bench.models.lanes import n_lanes
     from persona_bench.models.loading import load
     from persona_bench.models.memory import keep_kernels
