@@ -52,10 +52,10 @@ class Lanes:
         if len(tasks) < 2:
             return [task(self._engine) for task in tasks]
         while len(self._siblings) < len(tasks):
-            self._siblings.append(self._sibling())
+            self._siblings.append(sibling(self._engine, self.tokens))
         engines, threads = self._siblings[: len(tasks)], torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(len(tasks), "persona-bench-lane", _take, (threads // len(tasks),)) as pool:
+            with ThreadPoolExecutor(len(tasks), "persona-bench-lane", take_threads, (threads // len(tasks),)) as pool:
                 try:
                     futures = [pool.submit(task, engine) for task, engine in zip(tasks, engines, strict=True)]
                     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -70,13 +70,15 @@ class Lanes:
         finally:
             torch.set_num_threads(threads)  # what a lane takes counts for threads that begin later, too
 
-    def _sibling(self) -> Engine:
-        loaded = self._engine.loaded
-        model = shallow_copy(loaded.model)
-        own = replace(loaded, model=model, blocks=list(find_blocks(model)))
-        return Engine(own, max_batch=self._engine.max_batch, token_budget=self.tokens)
+
+def sibling(engine: Engine, tokens: int) -> Engine:
+    """Another engine on the same weights, with passes of as many rows and of `tokens` tokens at most."""
+    model = shallow_copy(engine.loaded.model)
+    own = replace(engine.loaded, model=model, blocks=list(find_blocks(model)))
+    return Engine(own, max_batch=engine.max_batch, token_budget=tokens)
 
 
-def _take(n: int) -> None:
+def take_threads(n: int) -> None:
+    """Let torch compute in this thread with `n` threads, and in those that begin later: set them theirs again."""
     torch.get_num_threads()  # gives a thread, once, the number that the process has
     torch.set_num_threads(n)

@@ -1,4 +1,4 @@
-"""What a CPU computes with: how glibc's allocator treats it (no other is told), how many compiled kernels are kept."""
+"""What a CPU computes with: memory from glibc's allocator (no other is told), compiled kernels, OpenMP's threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 KERNELS = 128
 """Of the 1,024 that oneDNN, and torch beside it, each keep by themselves, one for every shape they meet."""
+_END_HELPERS = "omp_pause_resource_all"  # of OpenMP 5.0
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 # A process that another of this package started has what that one set.
 _ours = [name for name in _CACHES if os.environ.get(name) in (None, str(KERNELS))]
@@ -37,6 +38,16 @@ def give_back() -> None:
     """Return what is free to the system, from between what is in use too: the price of keeping large blocks."""
     if _glibc() is not None:
         _glibc().malloc_trim(0)
+
+
+def end_helpers() -> None:
+    """End the helpers that OpenMP keeps for this thread's next product of matrices, which makes new ones.
+
+    With those of two threads there are more of them than processors. GNU's OpenMP then has all helpers sleep after
+    every layer's part, idle ones counted too, and decoding takes twice the time for waking them.
+    """
+    if _glibc() is not None and hasattr(_glibc(), "GOACC_parallel_keyed") and hasattr(_glibc(), _END_HELPERS):
+        getattr(_glibc(), _END_HELPERS)(1)  # softly: what was set stays
 
 
 def keep_kernels(onednn: int, torch: int) -> None:

@@ -1,4 +1,8 @@
-"""One thread that steps the engines of this process, so that weights sharing a processor never compete for it."""
+"""The threads that step the engines of this process, so that weights sharing a processor never compete for it.
+
+On a processor there are two, each with half of its threads for every pass and an engine of its own on every set of
+weights: while one generates, the other may read for a grader, and neither waits for the other or for Inspect.
+"""
 
 from __future__ import annotations
 
@@ -7,71 +11,120 @@ import sys
 import threading
 from concurrent.futures import Future
 
+import torch
+
 from persona_bench.models.engine import Engine
+from persona_bench.models.lanes import LANE_TOKENS, n_lanes, sibling, take_threads
 from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.memory import end_helpers
 from persona_bench.models.rows import Row, RowResult
 
 logger = logging.getLogger(__name__)
 
-# Requests arrive one by one: an idle worker waits this long after the last one, so that the first batch is not tiny.
+LANES = 2  # every one more holds keys and values of as many rows again
+# Requests arrive one by one: an idle lane waits this long after the last one, so that the first batch is not tiny.
 LINGER_SECONDS = 0.02
 MAX_LINGERS = 10
-# A pass is thousands of short calls into torch, and after each the worker asks for the interpreter again. Python lets
-# a busy thread (Inspect's, say) keep it for 5 ms each time, which can make a pass of 0.1 s one of many seconds.
+# A pass is thousands of short calls into torch, and after each a lane asks for the interpreter again. Python lets a
+# busy thread (Inspect's, say) keep it for 5 ms each time, which can make a pass of 0.1 s one of many seconds.
 SWITCH_SECONDS = 5e-5
 
 
 class Worker:
-    """Steps whichever engine has most to do until none has; submission is safe from any thread."""
+    """Shares rows among its lanes, each of which steps its busiest engine; submission is safe from any thread."""
 
     def __init__(self) -> None:
-        self._engines: dict[int, Engine] = {}
+        self._engines: dict[int, list[Engine]] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._lanes: list[threading.Thread] = []
         self._arrivals = 0
 
     def engine(self, loaded: LoadedModel, max_batch: int | None = None) -> Engine:
         """The engine of a weight set, made once a process; slots as `Engine` has them."""
         with self._changed:
             if id(loaded) not in self._engines:
-                self._engines[id(loaded)] = Engine(loaded, max_batch=max_batch)
-            return self._engines[id(loaded)]
+                self._engines[id(loaded)] = [Engine(loaded, max_batch=max_batch)]
+            return self._engines[id(loaded)][0]
+
+    def n_rows(self, engine: Engine) -> int:
+        """How many rows of an engine's weights can be at work at once."""
+        return _n_sharing(engine) * engine.max_batch
 
     def release(self, loaded: LoadedModel) -> None:
-        """Hold the engine of a weight set no longer; nothing of it may be waiting."""
+        """Hold the engines of a weight set no longer; nothing of them may be waiting."""
         with self._changed:
             self._engines.pop(id(loaded), None)
 
     def submit(self, engine: Engine, rows: list[Row]) -> list[Future[RowResult]]:
-        """Queue rows; raises what `Engine.submit` raises."""
+        """Queue rows for an engine of this worker; raises what `Engine.submit` raises."""
+        end_helpers()  # what this thread computed before is over
         with self._changed:
-            futures = [engine.submit(row) for row in rows]
+            sharing = self._sharing(engine)
+            futures = [_engine_for(row, sharing).submit(row) for row in rows]
             self._arrivals += len(rows)
-            if self._thread is None:
-                sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-                self._thread = threading.Thread(target=self._serve, name="persona-bench-engine", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._start(len(sharing))
+            self._changed.notify_all()
         return futures
 
-    def _serve(self) -> None:
+    def _sharing(self, engine: Engine) -> list[Engine]:
+        """The engine and those that share its rows, one a lane, made when there are rows for the first time."""
+        engines = next(held for held in self._engines.values() if held[0] is engine)
+        n = _n_sharing(engine)
+        while len(engines) < n:
+            engines.append(sibling(engine, max(engine.token_budget // n, LANE_TOKENS)))
+        return engines
+
+    def _start(self, n: int) -> None:
+        """Have `n` lanes at work; the first ones have all threads where no model had more lanes."""
+        if len(self._lanes) >= n:
+            return
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+        threads = torch.get_num_threads()
+        ready = threading.Barrier(n - len(self._lanes) + 1)
+        for number in range(len(self._lanes), n):
+            share = (threads + number) // n
+            name = f"persona-bench-lane-{number}"
+            self._lanes.append(threading.Thread(target=self._serve, args=(number, share, ready), name=name, daemon=True))
+            self._lanes[-1].start()
+        ready.wait()
+        torch.set_num_threads(threads)
+
+    def _own(self, number: int) -> list[Engine]:
+        """A lane's engines that have something to do."""
+        held = [engines[number] for engines in list(self._engines.values()) if number < len(engines)]
+        return [engine for engine in held if engine.busy]
+
+    def _serve(self, number: int, threads: int, ready: threading.Barrier) -> None:
+        take_threads(threads)
+        ready.wait()
         while True:
             with self._changed:
-                while not any(engine.busy for engine in self._engines.values()):
+                while not self._own(number):
                     self._changed.wait()
                 for _ in range(MAX_LINGERS):
                     before = self._arrivals
                     self._changed.wait(LINGER_SECONDS)
                     if self._arrivals == before:
                         break
-            while busiest := max(
-                (e for e in list(self._engines.values()) if e.busy), key=lambda e: e.load, default=None
-            ):
+            while busiest := max(self._own(number), key=lambda engine: engine.load, default=None):
                 try:
                     busiest.step()
                 except Exception:
                     # Every waiting request has been told of the error already; the thread must live on for others.
                     logger.exception("The engine of %s failed.", busiest.loaded.name)
+
+
+def _n_sharing(engine: Engine) -> int:
+    return min(n_lanes(engine.loaded.device), LANES)
+
+
+def _engine_for(row: Row, engines: list[Engine]) -> Engine:
+    """Where a row goes: to those that begin like it, unless that engine has much more to do than another."""
+    least = min(engines, key=lambda engine: engine.load)
+    if not row.shared_prefix:
+        return least
+    home = engines[hash(row.prompt[: row.shared_prefix]) % len(engines)]
+    return home if home.load - least.load <= home.max_batch // 4 else least
 
 
 WORKER = Worker()
