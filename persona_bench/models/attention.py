@@ -23,6 +23,7 @@ from torch import Tensor
 ATTENTION_NAME = "persona_bench"
 KV_STEP = 32
 KEY_BLOCK = 1024
+DENSE = 5 / 3  # positions of whole slots for each one needed, up to which reading them takes less time than a copy
 QUERY_STEP = 128  # queries at a time: keys after all of them are left out; with half as many a pass takes 5 % longer
 
 
@@ -36,6 +37,7 @@ class Frame:
         earliest, latest: the first and the last of the rows' start positions.
         n_tokens: input tokens of each row.
         uniform_start: the common start position when all rows start at the same one, else None.
+        whole: positions of a slot where all are read, as they lie densely only so; else 0.
     """
 
     low: int
@@ -44,6 +46,7 @@ class Frame:
     latest: int
     n_tokens: int
     uniform_start: int | None
+    whole: int = 0
     _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     @property
@@ -52,8 +55,8 @@ class Frame:
         return self.reach(self.n_tokens)
 
     def reach(self, n_tokens: int) -> int:
-        """How many of them the first `n_tokens` input tokens of any row may see, rounded up to `KV_STEP`."""
-        return round_up(self.latest + n_tokens)
+        """How many of them the first `n_tokens` input tokens of any row may see, rounded up to `KV_STEP`; or all."""
+        return self.whole or round_up(self.latest + n_tokens)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask `(rows, 1, tokens, kv_length)`: causal, and within `window` keys where one is set."""
@@ -102,7 +105,9 @@ class SlotCache:
         """Make rows `low .. low + len(starts) - 1` current for one forward pass of `n_tokens` input tokens each."""
         positions = torch.tensor(starts, device=device)[:, None] + torch.arange(n_tokens, device=device)
         uniform = starts[0] if len(set(starts)) == 1 else None
-        with self.current(Frame(low, positions, min(starts), max(starts), n_tokens, uniform)) as frame:
+        needed = max(starts) + min(n_tokens, QUERY_STEP)
+        whole = self.capacity if device.type == "cpu" and self.capacity <= DENSE * needed else 0
+        with self.current(Frame(low, positions, min(starts), max(starts), n_tokens, uniform, whole)) as frame:
             yield frame
 
     @contextmanager
@@ -264,7 +269,7 @@ def slot_attention(
         # Keys before all of these queries are hidden from none of them, unless a window hides them.
         seen = frame.earliest + first if sliding_window is None else 0
         folded = scaled[:, :, first:last].reshape(rows, kv_heads, group * n, dim)
-        # A product with transposed keys that do not lie densely would copy them element by element.
+        # A product with keys or values that do not lie densely would copy them element by element.
         scores = torch.matmul(folded, key[:, :, :reach].contiguous().transpose(2, 3))
         scores = scores if exact else scores.float().mul_(scale)
         if softcap is not None:
@@ -297,7 +302,7 @@ def _weighted(weights: Tensor, value: Tensor) -> Tensor:
     """The product `(rows, kv_heads, queries, head_dim)`, to which keys of weight 0 after the last one add nothing."""
     keys = weights.shape[-1]
     if keys <= KEY_BLOCK:
-        return torch.matmul(weights, value)
+        return torch.matmul(weights, value.contiguous())
     total = torch.matmul(weights[..., :KEY_BLOCK], value[:, :, :KEY_BLOCK]).float()
     for first in range(KEY_BLOCK, keys, KEY_BLOCK):
         last = first + KEY_BLOCK
