@@ -33,7 +33,7 @@ from persona_bench.definitions import presets
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.outcomes import OUTCOMES
 from persona_bench.definitions.traits import LabelledAnswer, load_trait
-from persona_bench.errors import AssetError
+from persona_bench.errors import AssetError, RunError
 from persona_bench.inspect_ext import calibration
 from persona_bench.inspect_ext import judge as judge_module
 from persona_bench.inspect_ext.calibration import Calibration, Fit
@@ -41,6 +41,7 @@ from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
+from persona_bench.pipeline.core import Record
 from persona_bench.vectors.vector import PersonaVector
 from tests.test_calibration import labels
 
@@ -145,10 +146,15 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     assert not list(killed.rglob("claims.csv"))
     done = {name: log.eval.eval_id for name, log in read_logs(killed).items()}
     assert "trait_elicitation/evil" in done
+    before = json.loads(next(killed.rglob("timings.json")).read_text())["timings"]
     # From another directory, as seen from which every eval's file has another name.
     _run(_saved, killed, cache, cwd=tmp_path)
     assert _tables(killed) == expected
     assert done.items() <= {name: log.eval.eval_id for name, log in read_logs(killed).items()}.items()
+    # Stages that the killed call finished took as long as it and this one together.
+    timings = json.loads(next(killed.rglob("run.json")).read_text())["timings"]
+    assert set(before) == {"load", "judge", "elicit", "extract"} and set(before) < set(timings)
+    assert all(before[stage] < timings[stage] for stage in ("load", "judge"))
 
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)
     judged = claims[claims["claim"].map(lambda name: claim(name).judged) & (claims["verdict"] != "not run")]
@@ -156,6 +162,22 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     assert set(judged["verdict"]) == {"not testable"}, "a random model judged by itself settles nothing"
     # The refusal confound is geometry of the vector, which no judge enters.
     assert not (claims[claims["claim"] != "L1-refusal-confound"]["verdict"] == "supported").any()
+
+
+def test_seconds_of_a_stage_are_those_of_all_calls_with_the_same_settings(tmp_path: Path) -> None:
+    kept = tmp_path / "timings.json"
+    for seconds, settings in ((2, "a"), (3, "a"), (4, "b")):
+        record = Record()
+        record.go_on(kept, settings)
+        with pytest.raises(KeyboardInterrupt), record.timed("steer"):
+            record.timings["steer before"] = record.timings.get("steer before", 0.0) + seconds
+            raise KeyboardInterrupt
+        held = json.loads(kept.read_text())
+        assert held["fingerprint"] == settings and held["timings"] == record.timings
+    assert record.timings["steer before"] == 4 and record.timings["steer"] >= 0
+    kept.write_text("{")
+    with pytest.raises(RunError, match=r"timings\.json is broken"):
+        Record().go_on(kept, "a")
 
 
 # In this process, without MMLU: a judge that is planted, so that there is a vector to steer with.

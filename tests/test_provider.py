@@ -35,6 +35,7 @@ from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
+from persona_bench.models.worker import WORKER
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import one_line, tiny_tokenizer, tiny_vector
 from tests.test_steering import plain

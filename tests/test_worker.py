@@ -1,15 +1,117 @@
-"""The worker gets on while other threads of the process are busy."""
+"""The worker gets on while other threads are busy, and its lanes share rows without changing what they give."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
+import torch
 
+from persona_bench.errors import DataError
+from persona_bench.models.engine import Engine
+from persona_bench.models.memory import end_helpers
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
-from persona_bench.models.worker import SWITCH_SECONDS, Worker
+from persona_bench.models.worker import LANES, SWITCH_SECONDS, Worker
 from tests.builders import tiny
+from tests.test_projection import bfloat16
+from tests.test_reading import no_bfloat16
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def rows(n: int) -> list[Row]:
+    """Of three beginnings and several lengths, each with a seed of its own."""
+    return [
+        Row(
+            tuple(range(3, 3 + 4 * (i % 3 + 1))) + (20 + i % 50,) * (i % 7),
+            sampling=Sampling(3 + i % 5, seed=i, ignore_eos=True),
+            shared_prefix=4 * (i % 3 + 1),
+        )
+        for i in range(n)
+    ]
+
+
+@no_bfloat16
+def test_lanes_give_what_one_engine_gives(threads: int) -> None:
+    alone = Engine(bfloat16("llama"))
+    expected = [result.tokens for result in alone.run(rows(300))]
+    worker, loaded = Worker(), bfloat16("llama")
+    engine = worker.engine(loaded, max_batch=16)
+    assert worker.n_rows(engine) == 16 * min(threads, LANES)
+    futures = [future for row in rows(300) for future in worker.submit(engine, [row])]
+    assert [future.result(timeout=60).tokens for future in futures] == expected
+    done = [own.decoded_tokens for own in worker._engines[id(loaded)]]
+    assert len(done) == min(threads, LANES) and min(done) > max(done) / 3
+    counts = list[int]()
+    later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert counts == [threads] == [torch.get_num_threads()], "lanes took the threads of others"
+
+
+def test_rows_that_begin_alike_share_a_lane_until_it_has_much_more_to_do() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        worker, loaded = Worker(), tiny()
+        engine = worker.engine(loaded, max_batch=16)
+        with worker._changed:  # lanes wait meanwhile
+            futures, loads = [], []
+            for n in (4, 40):
+                alike = [Row((5, 1, 2, 9 + i), alternatives=(4,), shared_prefix=3) for i in range(n)]
+                futures += worker.submit(engine, alike)
+                loads.append(sorted(own.load for own in worker._engines[id(loaded)]))
+        assert loads == [[0, 4], [20, 24]]
+        assert all(len(future.result(timeout=60).alternative_logprobs) == 1 for future in futures)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_row_that_does_not_fit_is_refused_and_the_lanes_go_on(threads: int) -> None:
+    worker = Worker()
+    engine = worker.engine(tiny())
+    with pytest.raises(DataError, match="empty prompt"):
+        worker.submit(engine, [Row((), alternatives=(4,))])
+    (future,) = worker.submit(engine, [Row((1, 2, 3), alternatives=(4,))])
+    assert future.result(timeout=60).stop_reason == "scored"
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads where Linux lists them")
+def test_helpers_of_openmp_end() -> None:
+    def n_threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    counts = list[int]()
+
+    def compute() -> None:
+        torch.set_num_threads(4)
+        before = n_threads()
+        torch.randn(1000, 1000).square().sum()
+        counts.append(n_threads() - before)
+        end_helpers()
+        deadline = time.monotonic() + 10
+        while n_threads() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        counts.append(n_threads() - before)
+
+    threads = torch.get_num_threads()
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    torch.set_num_threads(threads)
+    assert counts == [3, 0]
 
 
 @pytest.mark.parametrize("before", [0.005, 1e-5])

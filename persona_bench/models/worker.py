@@ -82,9 +82,8 @@ class Worker:
         threads = torch.get_num_threads()
         ready = threading.Barrier(n - len(self._lanes) + 1)
         for number in range(len(self._lanes), n):
-            share = (threads + number) // n
-            name = f"persona-bench-lane-{number}"
-            self._lanes.append(threading.Thread(target=self._serve, args=(number, share, ready), name=name, daemon=True))
+            arguments, name = (number, (threads + number) // n, ready), f"persona-bench-engine-{number}"
+            self._lanes.append(threading.Thread(target=self._serve, args=arguments, name=name, daemon=True))
             self._lanes[-1].start()
         ready.wait()
         torch.set_num_threads(threads)

@@ -37,13 +37,34 @@ class Record:
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     no_vector: dict[str, str] = field(default_factory=dict)
+    _kept: tuple[Path, str] | None = None
+
+    def go_on(self, path: Path, fingerprint: str) -> None:
+        """Keep the seconds of stages in a file, beginning with what calls with these settings left there.
+
+        Raises:
+            RunError: the file is broken.
+        """
+        self._kept = (path, fingerprint)
+        if path.exists():
+            try:
+                held = json.loads(path.read_text(encoding="utf-8"))
+                if held["fingerprint"] == fingerprint:
+                    self.timings = {str(stage): float(seconds) for stage, seconds in held["timings"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RunError(f"{path} is broken; remove it, and the run goes on without those timings") from error
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Seconds of a stage."""
-        started = time.monotonic()
-        yield
-        self.timings[stage] = round(time.monotonic() - started, 2)
+        """Seconds of a stage, all calls that did part of it together; of one that was killed they are lost."""
+        started, before = time.monotonic(), self.timings.get(stage, 0.0)
+        try:
+            yield
+        finally:
+            self.timings[stage] = round(before + time.monotonic() - started, 2)
+            if self._kept is not None:
+                path, fingerprint = self._kept
+                write_atomic(path, json.dumps({"fingerprint": fingerprint, "timings": self.timings}) + "\n")
 
 
 class Core:

@@ -148,6 +148,7 @@ class Run(Training):
 
     def go(self) -> dict[str, Any]:
         """Do what is missing of every stage; returns the run.json."""
+        self.record.go_on(self.folder / "timings.json", self.settings.fingerprint)
         with self.record.timed("load"):
             self.load()
         with self.record.timed("judge"):
