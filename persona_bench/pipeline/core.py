@@ -187,6 +187,7 @@ class Core:
             max_connections=at_work + slots,
             max_samples=slots + at_work // len(tasks),  # of each eval; Inspect looks at every one of them once a second
             retry_attempts=0,
+            retry_immediate=False,  # which has a meaning with retries alone, but warns without them
             log_dir_allow_dirty=True,
             log_realtime=False,
             score_display=False,  # a mean over conditions says nothing, and is computed anew all the time
