@@ -35,7 +35,6 @@ from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
-from persona_bench.models.worker import WORKER
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import one_line, tiny_tokenizer, tiny_vector
 from tests.test_steering import plain
@@ -428,7 +427,7 @@ def test_model_and_grader_share_their_weights(folder: Path) -> None:
 
 def test_what_inspect_asks_the_provider(folder: Path) -> None:
     made = api(model(folder))
-    assert made.max_connections() == WORKER.n_rows(made.engine) + made.engine.max_batch
+    assert made.max_connections() == 2 * made.engine.max_batch
     assert (made.max_tokens() or 0) > 0
     assert asyncio.run(made.tokenize("ab")) == list(response_ids(weights(folder).tokenizer, "ab"))
     assert asyncio.run(made.count_text_tokens("abc")) == 3

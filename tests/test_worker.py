@@ -48,10 +48,10 @@ def test_lanes_give_what_one_engine_gives(threads: int) -> None:
     expected = [result.tokens for result in alone.run(rows(300))]
     worker, loaded = Worker(), bfloat16("llama")
     engine = worker.engine(loaded, max_batch=16)
-    assert worker.n_rows(engine) == 16 * min(threads, LANES)
     futures = [future for row in rows(300) for future in worker.submit(engine, [row])]
     assert [future.result(timeout=60).tokens for future in futures] == expected
-    done = [own.decoded_tokens for own in worker._engines[id(loaded)]]
+    done = [own.decoded_tokens for own in worker._shared[engine]]
+    assert {own.max_batch for own in worker._shared[engine]} == {16 // min(threads, LANES)}
     assert len(done) == min(threads, LANES) and min(done) > max(done) / 3
     counts = list[int]()
     later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
@@ -65,14 +65,14 @@ def test_rows_that_begin_alike_share_a_lane_until_it_has_much_more_to_do() -> No
     torch.set_num_threads(2)
     try:
         worker, loaded = Worker(), tiny()
-        engine = worker.engine(loaded, max_batch=16)
+        engine = worker.engine(loaded, max_batch=64)
         with worker._changed:  # lanes wait meanwhile
             futures, loads = [], []
             for n in (4, 40):
                 alike = [Row((5, 1, 2, 9 + i), alternatives=(4,), shared_prefix=3) for i in range(n)]
                 futures += worker.submit(engine, alike)
-                loads.append(sorted(own.load for own in worker._engines[id(loaded)]))
-        assert loads == [[0, 4], [20, 24]]
+                loads.append(sorted(own.load for own in worker._shared[engine]))
+        assert loads == [[0, 4], [18, 26]]
         assert all(len(future.result(timeout=60).alternative_logprobs) == 1 for future in futures)
     finally:
         torch.set_num_threads(before)

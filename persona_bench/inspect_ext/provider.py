@@ -127,8 +127,8 @@ class PersonaAPI(ModelAPI):
             give_back()
 
     def max_connections(self) -> int:
-        """What is at work at once and a batch more, so that rows that finish find others waiting."""
-        return WORKER.n_rows(self.engine) + self.engine.max_batch
+        """Twice the batch, so that rows that finish find others waiting."""
+        return 2 * self.engine.max_batch
 
     def connection_key(self) -> str:
         """One pool a weight set."""

@@ -52,7 +52,7 @@ class Lanes:
         if len(tasks) < 2:
             return [task(self._engine) for task in tasks]
         while len(self._siblings) < len(tasks):
-            self._siblings.append(sibling(self._engine, self.tokens))
+            self._siblings.append(sibling(self._engine, self._engine.max_batch, self.tokens))
         engines, threads = self._siblings[: len(tasks)], torch.get_num_threads()
         try:
             with ThreadPoolExecutor(len(tasks), "persona-bench-lane", take_threads, (threads // len(tasks),)) as pool:
@@ -71,11 +71,11 @@ class Lanes:
             torch.set_num_threads(threads)  # what a lane takes counts for threads that begin later, too
 
 
-def sibling(engine: Engine, tokens: int) -> Engine:
-    """Another engine on the same weights, with passes of as many rows and of `tokens` tokens at most."""
+def sibling(engine: Engine, max_batch: int, token_budget: int) -> Engine:
+    """Another engine on the same weights, with passes of its own size (see `Engine`)."""
     model = shallow_copy(engine.loaded.model)
     own = replace(engine.loaded, model=model, blocks=list(find_blocks(model)))
-    return Engine(own, max_batch=engine.max_batch, token_budget=tokens)
+    return Engine(own, max_batch=max_batch, token_budget=token_budget)
 
 
 def take_threads(n: int) -> None:

@@ -1,7 +1,7 @@
 """The threads that step the engines of this process, so that weights sharing a processor never compete for it.
 
-On a processor there are two, each with half of its threads for every pass and an engine of its own on every set of
-weights: while one generates, the other may read for a grader, and neither waits for the other or for Inspect.
+On a processor there are two, each with half of its threads and, on every set of weights, an engine of its own with half
+of the slots: while one generates, the other may read for a grader, and neither waits for the other or for Inspect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from persona_bench.models.rows import Row, RowResult
 
 logger = logging.getLogger(__name__)
 
-LANES = 2  # every one more holds keys and values of as many rows again
+LANES = 2  # with more of them a pass has too few rows
 # Requests arrive one by one: an idle lane waits this long after the last one, so that the first batch is not tiny.
 LINGER_SECONDS = 0.02
 MAX_LINGERS = 10
@@ -34,7 +34,8 @@ class Worker:
     """Shares rows among its lanes, each of which steps its busiest engine; submission is safe from any thread."""
 
     def __init__(self) -> None:
-        self._engines: dict[int, list[Engine]] = {}
+        self._engines: dict[int, Engine] = {}
+        self._shared: dict[Engine, list[Engine]] = {}
         self._changed = threading.Condition()
         self._lanes: list[threading.Thread] = []
         self._arrivals = 0
@@ -43,17 +44,15 @@ class Worker:
         """The engine of a weight set, made once a process; slots as `Engine` has them."""
         with self._changed:
             if id(loaded) not in self._engines:
-                self._engines[id(loaded)] = [Engine(loaded, max_batch=max_batch)]
-            return self._engines[id(loaded)][0]
-
-    def n_rows(self, engine: Engine) -> int:
-        """How many rows of an engine's weights can be at work at once."""
-        return _n_sharing(engine) * engine.max_batch
+                self._engines[id(loaded)] = Engine(loaded, max_batch=max_batch)
+            return self._engines[id(loaded)]
 
     def release(self, loaded: LoadedModel) -> None:
         """Hold the engines of a weight set no longer; nothing of them may be waiting."""
         with self._changed:
-            self._engines.pop(id(loaded), None)
+            engine = self._engines.pop(id(loaded), None)
+            if engine is not None:
+                self._shared.pop(engine, None)
 
     def submit(self, engine: Engine, rows: list[Row]) -> list[Future[RowResult]]:
         """Queue rows for an engine of this worker; raises what `Engine.submit` raises."""
@@ -67,12 +66,12 @@ class Worker:
         return futures
 
     def _sharing(self, engine: Engine) -> list[Engine]:
-        """The engine and those that share its rows, one a lane, made when there are rows for the first time."""
-        engines = next(held for held in self._engines.values() if held[0] is engine)
-        n = _n_sharing(engine)
-        while len(engines) < n:
-            engines.append(sibling(engine, max(engine.token_budget // n, LANE_TOKENS)))
-        return engines
+        """The engines, one a lane, that share an engine's rows; made when there are some for the first time."""
+        if engine not in self._shared:
+            n = min(n_lanes(engine.loaded.device), LANES)
+            size = engine.max_batch // n, max(engine.token_budget // n, LANE_TOKENS)
+            self._shared[engine] = [sibling(engine, *size) for _ in range(n)] if n > 1 else [engine]
+        return self._shared[engine]
 
     def _start(self, n: int) -> None:
         """Have `n` lanes at work; the first ones have all threads where no model had more lanes."""
@@ -90,7 +89,7 @@ class Worker:
 
     def _own(self, number: int) -> list[Engine]:
         """A lane's engines that have something to do."""
-        held = [engines[number] for engines in list(self._engines.values()) if number < len(engines)]
+        held = [engines[number] for engines in list(self._shared.values()) if number < len(engines)]
         return [engine for engine in held if engine.busy]
 
     def _serve(self, number: int, threads: int, ready: threading.Barrier) -> None:
@@ -111,10 +110,6 @@ class Worker:
                 except Exception:
                     # Every waiting request has been told of the error already; the thread must live on for others.
                     logger.exception("The engine of %s failed.", busiest.loaded.name)
-
-
-def _n_sharing(engine: Engine) -> int:
-    return min(n_lanes(engine.loaded.device), LANES)
 
 
 def _engine_for(row: Row, engines: list[Engine]) -> Engine:

@@ -166,7 +166,6 @@ class Core:
         from inspect_ai._eval.task.constants import TASK_FILE_ATTR
 
         from persona_bench.analysis.samples.collect import check_log
-        from persona_bench.models.worker import WORKER
 
         if not tasks:
             return
@@ -175,7 +174,7 @@ class Core:
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
         self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
-        slots, at_work = self.engine.max_batch, WORKER.n_rows(self.engine)
+        slots = self.engine.max_batch
         success, logs = eval_set(
             list(tasks),
             log_dir=str(self.folder / "logs" / folder),
@@ -184,8 +183,8 @@ class Core:
             if self.graders
             else None,
             max_tasks=len(tasks),
-            max_connections=at_work + slots,
-            max_samples=slots + at_work // len(tasks),  # of each eval; Inspect looks at every one of them once a second
+            max_connections=2 * slots,
+            max_samples=slots + slots // len(tasks),  # of each eval; Inspect looks at every one of them once a second
             retry_attempts=0,
             retry_immediate=False,  # which has a meaning with retries alone, but warns without them
             log_dir_allow_dirty=True,
