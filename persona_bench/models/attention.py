@@ -172,6 +172,12 @@ class SlotCache:
             if stored is not None:
                 stored[list(moves.values()), :, :length] = stored[list(moves), :, :length]
 
+    def clear(self, slot: int) -> None:
+        """Set all of a slot to zero: hidden positions that are not finite would still reach the row that comes next."""
+        for stored in (*self._keys, *self._values):
+            if stored is not None:
+                stored[slot].zero_()
+
     def read(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Copies of the first `length` keys and values of a slot, per layer `(kv_heads, length, head_dim)`."""
         return [

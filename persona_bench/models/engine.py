@@ -275,7 +275,7 @@ class Engine:
                 self._ensure_room(max(job.room for job in chunk))
             self._prefill_prefixes({job.prefix: job.root for job in chunk if job.prefix}, free, chunk[0].depth)
             self._prefill(chunk)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError):
+        except Exception:
             for job in chunk:
                 if job not in self._active:
                     job.reset()
@@ -350,7 +350,11 @@ class Engine:
             cache, first = self._cache_for(depth, low, len(chunk), max(starts) + max(MIN_WIDTH, width), True)
             self._write_prefixes(cache, first, [roots[prefix] for prefix in chunk], depth)
             suffixes = [prefix[start:] for prefix, start in zip(chunk, starts, strict=True)]
-            self._forward(cache, first, low, starts, suffixes, None, depth)
+            hidden = self._forward(cache, first, low, starts, suffixes, None, depth)
+            if hidden.numel():
+                last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=hidden.device)
+                if not hidden[torch.arange(len(chunk), device=hidden.device), last].isfinite().all():
+                    raise self._overflow()
             for offset, prefix in enumerate(chunk):
                 self._prefixes.put(prefix, cache.read(first + offset, len(prefix)), needed)
 
@@ -379,7 +383,8 @@ class Engine:
         self._score(chunk, hidden)
         for index, job in enumerate(chunk):
             job.length = len(job.given)
-            if job.keeps:
+            job.check_finite()
+            if job.keeps and not job.overflowed:
                 prompt = job.row.prompt
                 self._prefixes.put(prompt, cache.read(first + index, len(prompt)), {prompt})
         self._first_tokens(chunk, hidden)
@@ -387,11 +392,10 @@ class Engine:
         staying = low
         for index, job in enumerate(chunk):
             slot = low + index
-            if job.stop != "scored" or job.row.sampling is None:
-                if not job.draining:
-                    self.hooks.vacate(slot)
-                    job.finish()
-                    continue
+            if job.overflowed or (not job.draining and (job.stop != "scored" or job.row.sampling is None)):
+                self.hooks.vacate(slot)
+                self._finish(job, cache, first + index)
+                continue
             if slot != staying:
                 cache.move({slot: staying}, job.length)
                 self.hooks.move(slot, staying)
@@ -525,7 +529,8 @@ class Engine:
     def _leave(self, finished: set[int]) -> None:
         assert self._cache is not None
         for index in sorted(finished):
-            self._active[index].finish()
+            self._active[index].check_finite()
+            self._finish(self._active[index], self._cache, index)
             self.hooks.vacate(index)
         # Rows from the end take the places in front.
         n = len(self._active) - len(finished)
@@ -543,6 +548,21 @@ class Engine:
         del self._active[n:]
         if finished:
             self._set_directions()
+
+    def _finish(self, job: Job, cache: SlotCache, slot: int) -> None:
+        """Give a job its result, or tell it that its activations overflowed and leave nothing of them in its slot."""
+        if job.overflowed:
+            cache.clear(slot)
+            job.future.set_exception(self._overflow(bool(job.row.interventions)))
+        else:
+            job.finish()
+
+    def _overflow(self, steered: bool = False) -> ModelError:
+        dtype = str(self.loaded.dtype).removeprefix("torch.")
+        said = f"activations of {self.loaded.name} are not finite in {dtype}"
+        if steered:
+            return ModelError(f"{said} under steering; take a smaller coefficient")
+        return ModelError(f"{said}; {'its weights may be broken' if dtype == 'float32' else 'load it in another dtype'}")
 
     def _set_directions(self) -> None:
         """Stack the distinct direction sets of the active rows, so that one product serves them all."""
@@ -577,6 +597,10 @@ class Engine:
         chosen = sample(logits, settings, [float(job.draws[job.n_sampled]) for job in jobs]).tolist()
         finished = []
         for index, (job, options, token) in enumerate(zip(jobs, settings, chosen, strict=True)):
+            if token < 0:
+                job.overflowed = True
+                finished.append(index)
+                continue
             job.n_sampled += 1
             if token in self.loaded.eos_ids and not options.ignore_eos:
                 job.stop = "stop"

@@ -144,6 +144,7 @@ class Job:
         self.logprobs: list[float] = []
         self.top: list[tuple[tuple[int, float], ...]] = []
         self.draining = False
+        self.overflowed = False
         self.stop: StopReason = "scored"
         self.draws = uniforms(self.row.sampling.seed, self.budget) if self.row.sampling else np.zeros(0)
         self.response: list[np.ndarray] = []
@@ -173,6 +174,13 @@ class Job:
     def room(self) -> int:
         """Positions that it may take in the cache."""
         return len(self.given) + self.budget + 1
+
+    def check_finite(self) -> None:
+        """Set `overflowed` where something that was gathered is not finite; embeddings are never captured (NaN)."""
+        captured = [*self.response, *(item for item in (self.prompt_last, self.prompt_mean) if item is not None)]
+        gathered = [item[:, 1:] for item in captured] + [np.array(self.scores)]
+        gathered += [item for item in (self.read, self.products, self.hidden) if item is not None]
+        self.overflowed |= not all(np.isfinite(item).all() for item in gathered)
 
     def finish(self) -> None:
         """Resolve the future with what was gathered."""

@@ -64,12 +64,13 @@ def sample(logits: Tensor, settings: Sequence[Sampling], draws: Sequence[float])
         draws: one uniform number in [0, 1) a row.
 
     Returns:
-        `(rows,)` token ids.
+        `(rows,)` token ids, -1 where a row's logits are not finite.
     """
     greedy = [item.temperature == 0 for item in settings]
     best = logits.argmax(-1)
+    finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # NaN counts as the largest
     if all(greedy):
-        return best
+        return torch.where(finite, best, -1)
     temperatures = torch.tensor(
         [item.temperature or 1.0 for item in settings], dtype=torch.float32, device=logits.device
     )
@@ -78,7 +79,7 @@ def sample(logits: Tensor, settings: Sequence[Sampling], draws: Sequence[float])
         if not greedy[row] and (item.top_p < 1 or item.top_k):
             probabilities[row] = _restrict(probabilities[row], item.top_p, item.top_k)
     drawn = _inverse(probabilities, torch.tensor(draws, dtype=torch.float64, device=logits.device))
-    return torch.where(torch.tensor(greedy, device=logits.device), best, drawn)
+    return torch.where(finite, torch.where(torch.tensor(greedy, device=logits.device), best, drawn), -1)
 
 
 def _restrict(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
