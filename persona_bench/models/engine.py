@@ -562,7 +562,8 @@ class Engine:
         said = f"activations of {self.loaded.name} are not finite in {dtype}"
         if steered:
             return ModelError(f"{said} under steering; take a smaller coefficient")
-        return ModelError(f"{said}; {'its weights may be broken' if dtype == 'float32' else 'load it in another dtype'}")
+        hint = "its weights may be broken" if dtype == "float32" else "load it in another dtype"
+        return ModelError(f"{said}; {hint}")
 
     def _set_directions(self) -> None:
         """Stack the distinct direction sets of the active rows, so that one product serves them all."""
