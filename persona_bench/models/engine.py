@@ -24,6 +24,7 @@ from persona_bench.models.capturing import DeepEnoughError, PrefillReader, end_a
 from persona_bench.models.decoding import Decoding
 from persona_bench.models.layers import accelerated
 from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.prefixes import PrefixStore
 from persona_bench.models.rows import Job, Reading, Row, RowResult
 from persona_bench.models.sampling import sample, top_logprobs
 from persona_bench.models.steering import ResidualHooks
@@ -45,40 +46,6 @@ def _like(job: Job) -> tuple[object, ...]:
     Rows that are only read leave no slot behind, so what is new of them counts; others also by the length of the whole.
     """
     return job.depth, 0 if job.depth else len(job.given) // LENGTH_STEP, job.suffix, job.prefix
-
-
-class _PrefixStore:
-    """Keys and values of shared prefixes, of the first layers or of all, least recently used dropped first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._held: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
-        self._bytes = 0
-
-    def holds(self, prefix: tuple[int, ...], n_layers: int) -> bool:
-        """Whether a prefix is there, at least so many layers deep."""
-        return len(self._held.get(prefix, ())) >= n_layers
-
-    def get(self, prefix: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        self._held.move_to_end(prefix)
-        return self._held[prefix]
-
-    def put(self, prefix: tuple[int, ...], layers: list[tuple[Tensor, Tensor]], needed: set[tuple[int, ...]]) -> None:
-        self._bytes += _n_bytes(layers) - _n_bytes(self._held.pop(prefix, []))
-        self._held[prefix] = layers
-        for old in list(self._held):
-            if self._bytes <= self.max_bytes:
-                break
-            if old not in needed:
-                self._bytes -= _n_bytes(self._held.pop(old))
-
-    def clear(self) -> None:
-        self._held.clear()
-        self._bytes = 0
-
-
-def _n_bytes(layers: list[tuple[Tensor, Tensor]]) -> int:
-    return sum(2 * keys.numel() * keys.element_size() for keys, _values in layers)
 
 
 class Engine:
@@ -103,14 +70,14 @@ class Engine:
         self.loaded = accelerated(loaded)
         slots, tokens = (GPU_SLOTS, GPU_PREFILL_TOKENS) if loaded.device.type == "cuda" else (SLOTS, PREFILL_TOKENS)
         self.max_batch = max(max_batch or slots, MIN_WIDTH)
-        self.token_budget = token_budget or tokens
+        self.token_budget, self.prefix_bytes = token_budget or tokens, prefix_bytes
         self.prefill_tokens = 0
         self.decoded_tokens = 0
         self._inbox: deque[Job] = deque()
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._cache: SlotCache | None = None
-        self._prefixes = _PrefixStore(prefix_bytes)
+        self._prefixes = PrefixStore(prefix_bytes)
         self._directions: list[Tensor] = []
         self._stacks: OrderedDict[tuple[int, ...], tuple[list[Tensor], Tensor]] = OrderedDict()
         self._offsets: dict[int, int] = {}

@@ -52,7 +52,7 @@ class Lanes:
         if len(tasks) < 2:
             return [task(self._engine) for task in tasks]
         while len(self._siblings) < len(tasks):
-            self._siblings.append(sibling(self._engine, self._engine.max_batch, self.tokens))
+            self._siblings.append(sibling(self._engine, self.tokens))
         engines, threads = self._siblings[: len(tasks)], torch.get_num_threads()
         try:
             with ThreadPoolExecutor(len(tasks), "persona-bench-lane", take_threads, (threads // len(tasks),)) as pool:
@@ -71,11 +71,18 @@ class Lanes:
             torch.set_num_threads(threads)  # what a lane takes counts for threads that begin later, too
 
 
-def sibling(engine: Engine, max_batch: int, token_budget: int) -> Engine:
-    """Another engine on the same weights, with passes of its own size (see `Engine`)."""
+def sibling(engine: Engine, token_budget: int, part: int = 1) -> Engine:
+    """Another engine on the same weights.
+
+    Args:
+        engine: whose weights.
+        token_budget: of a pass.
+        part: has that part of the engine's slots, and of its memory for prefixes: 2 is half.
+    """
     model = shallow_copy(engine.loaded.model)
     own = replace(engine.loaded, model=model, blocks=list(find_blocks(model)))
-    return Engine(own, max_batch=max_batch, token_budget=token_budget)
+    slots, prefixes = engine.max_batch // part, engine.prefix_bytes // part
+    return Engine(own, max_batch=slots, token_budget=token_budget, prefix_bytes=prefixes)
 
 
 def take_threads(n: int) -> None:

@@ -69,8 +69,8 @@ class Worker:
         """The engines, one a lane, that share an engine's rows; made when there are some for the first time."""
         if engine not in self._shared:
             n = min(n_lanes(engine.loaded.device), LANES)
-            size = engine.max_batch // n, max(engine.token_budget // n, LANE_TOKENS)
-            self._shared[engine] = [sibling(engine, *size) for _ in range(n)] if n > 1 else [engine]
+            tokens = max(engine.token_budget // n, LANE_TOKENS)
+            self._shared[engine] = [sibling(engine, tokens, n) for _ in range(n)] if n > 1 else [engine]
         return self._shared[engine]
 
     def _start(self, n: int) -> None:
