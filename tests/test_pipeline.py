@@ -46,7 +46,8 @@ from persona_bench.vectors.vector import PersonaVector
 from tests.test_calibration import labels
 
 RUN = """
-import dataclasses, sys
+import dataclasses, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores an interrupt
 from pathlib import Path
 import numpy as np
 from persona_bench.definitions import presets, traits
@@ -97,6 +98,25 @@ def _run(folder: Path, out: Path, cache: Path, cwd: Path | None = None, **enviro
     return done.stdout
 
 
+def _ended(folder: Path, out: Path, cache: Path, there: str, how: signal.Signals) -> str:
+    """End a run by a signal as soon as a file is there; what it said on standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), str(out)],
+        env=_environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(out.rglob(there)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None, "the run ended before it could be ended"
+    process.send_signal(how)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode
+    return said
+
+
 def _tables(out: Path) -> dict[str, bytes]:
     paths = [*out.rglob("tables/*.csv"), *out.rglob("claims.csv"), *out.rglob("judge.json")]
     # A vector's file also names its logs, whose ids are new in every run.
@@ -131,18 +151,10 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     _run(_saved, second, cache, PERSONA_BENCH_JUDGE_AFRESH="1")
     assert _tables(second) == expected
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(_saved), str(killed)],
-        env=_environment(cache),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not list(killed.rglob("logs/steering/*.eval")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    said = _ended(_saved, killed, cache, "logs/steering/*.eval", signal.SIGINT)
+    assert "steering was interrupted; run the same command again to go on" in said
+    assert not list(killed.rglob("logs/mmlu"))
+    _ended(_saved, killed, cache, "logs/mmlu/*.eval", signal.SIGKILL)
     assert not list(killed.rglob("claims.csv"))
     done = {name: log.eval.eval_id for name, log in read_logs(killed).items()}
     assert "trait_elicitation/evil" in done
@@ -153,7 +165,7 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     assert done.items() <= {name: log.eval.eval_id for name, log in read_logs(killed).items()}.items()
     # Stages that the killed call finished took as long as it and this one together.
     timings = json.loads(next(killed.rglob("run.json")).read_text())["timings"]
-    assert set(before) == {"load", "judge", "elicit", "extract"} and set(before) < set(timings)
+    assert set(before) == {"load", "judge", "elicit", "extract", "steer and monitor"} and set(before) < set(timings)
     assert all(before[stage] < timings[stage] for stage in ("load", "judge"))
 
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)

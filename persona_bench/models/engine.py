@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 SLOTS, PREFILL_TOKENS = 64, 2048
 GPU_SLOTS, GPU_PREFILL_TOKENS = 256, 16384  # more rows take a GPU little longer
 MIN_WIDTH = 2  # a matrix product with a single row takes another kernel, with another rounding
-LENGTH_STEP = 64  # rows whose lengths differ by less are batched as if they were alike
+LENGTH_STEP = 64  # rows to decode together whose lengths differ by less are batched as if they were alike
+PASSED_STEP = 512  # so are others, that attend to the longest among them once
 LONE_ROWS = 16  # passes of fewer rows, and of few tokens, are filled with shorter rows rather than left small
 STACKS = 8  # sets of capture directions that are kept together
 HEAD_ROWS = 256  # rows of the vocabulary projection done at once, to bound its float32 copy
@@ -45,7 +46,8 @@ def _like(job: Job) -> tuple[object, ...]:
 
     Rows that are only read leave no slot behind, so what is new of them counts; others also by the length of the whole.
     """
-    return job.depth, 0 if job.depth else len(job.given) // LENGTH_STEP, job.suffix, job.prefix
+    step = LENGTH_STEP if job.row.sampling is not None else PASSED_STEP
+    return job.depth, 0 if job.depth else len(job.given) // step, job.suffix, job.prefix
 
 
 class Engine:

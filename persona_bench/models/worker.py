@@ -118,7 +118,7 @@ def _engine_for(row: Row, engines: list[Engine]) -> Engine:
     if not row.shared_prefix:
         return least
     home = engines[hash(row.prompt[: row.shared_prefix]) % len(engines)]
-    return home if home.load - least.load <= home.max_batch // 4 else least
+    return home if home.load - least.load <= max(home.max_batch // 4, least.load // 2) else least
 
 
 WORKER = Worker()

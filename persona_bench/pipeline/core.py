@@ -193,6 +193,8 @@ class Core:
             display=display or ("rich" if sys.stdout.isatty() else "plain"),
             fail_on_error=True,
         )
+        if len(logs) < len(tasks):  # Inspect takes an interrupt itself, and then gives no log and calls it a success
+            raise RunError(f"{folder} was interrupted; run the same command again to go on")
         for log in logs:
             check_log(full(log))
         if not success:
