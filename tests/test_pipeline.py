@@ -113,7 +113,7 @@ def _ended(folder: Path, out: Path, cache: Path, there: str, how: signal.Signals
     assert process.poll() is None, "the run ended before it could be ended"
     process.send_signal(how)
     _, said = process.communicate(timeout=120)
-    assert process.returncode
+    assert process.returncode == (1 if how == signal.SIGINT else -how), said
     return said
 
 

@@ -88,6 +88,16 @@ def test_a_row_that_does_not_fit_is_refused_and_the_lanes_go_on(threads: int) ->
     assert torch.get_num_threads() == threads
 
 
+def test_lanes_end_after_their_step(threads: int) -> None:
+    worker = Worker()
+    engine = worker.engine(tiny())
+    endless = Row((1, 2, 3), sampling=Sampling(200, ignore_eos=True))
+    futures = worker.submit(engine, [endless] * 64)
+    worker.end()
+    assert len(worker._lanes) == min(threads, LANES) and not any(lane.is_alive() for lane in worker._lanes)
+    assert not all(future.done() for future in futures)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads where Linux lists them")
 def test_helpers_of_openmp_end() -> None:
     def n_threads() -> int:

@@ -6,6 +6,7 @@ of the slots: while one generates, the other may read for a grader, and neither 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import threading
@@ -39,6 +40,7 @@ class Worker:
         self._changed = threading.Condition()
         self._lanes: list[threading.Thread] = []
         self._arrivals = 0
+        self._ended = False
 
     def engine(self, loaded: LoadedModel, max_batch: int | None = None) -> Engine:
         """The engine of a weight set, made once a process; slots as `Engine` has them."""
@@ -65,6 +67,14 @@ class Worker:
             self._changed.notify_all()
         return futures
 
+    def end(self) -> None:
+        """Have the lanes end after the step that each is at: one still in it as the process ends would abort that."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            lane.join()
+
     def _sharing(self, engine: Engine) -> list[Engine]:
         """The engines, one a lane, that share an engine's rows; made when there are some for the first time."""
         if engine not in self._shared:
@@ -77,7 +87,9 @@ class Worker:
         """Have `n` lanes at work; the first ones have all threads where no model had more lanes."""
         if len(self._lanes) >= n:
             return
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+        if not self._lanes:
+            sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+            atexit.register(self.end)
         threads = torch.get_num_threads()
         ready = threading.Barrier(n - len(self._lanes) + 1)
         for number in range(len(self._lanes), n):
@@ -95,9 +107,9 @@ class Worker:
     def _serve(self, number: int, threads: int, ready: threading.Barrier) -> None:
         take_threads(threads)
         ready.wait()
-        while True:
+        while not self._ended:
             with self._changed:
-                while not self._own(number):
+                while not self._own(number) and not self._ended:
                     self._changed.wait()
                 for _ in range(MAX_LINGERS):
                     before = self._arrivals
@@ -105,6 +117,8 @@ class Worker:
                     if self._arrivals == before:
                         break
             while busiest := max(self._own(number), key=lambda engine: engine.load, default=None):
+                if self._ended:
+                    break
                 try:
                     busiest.step()
                 except Exception:
