@@ -22,7 +22,7 @@ from persona_bench.models.rows import Row, RowResult
 
 logger = logging.getLogger(__name__)
 
-LANES = 2  # with more of them a pass has too few rows
+LANES = 2  # each has its part of the slots, and takes the interpreter from the others; more were not measured
 # Requests arrive one by one: an idle lane waits this long after the last one, so that the first batch is not tiny.
 LINGER_SECONDS = 0.02
 MAX_LINGERS = 10
@@ -68,7 +68,10 @@ class Worker:
         return futures
 
     def end(self) -> None:
-        """Have the lanes end after the step that each is at: one still in it as the process ends would abort that."""
+        """Have the lanes end after the step that each is at; rows submitted afterwards stay without a result.
+
+        A lane that is in a step as the process ends would abort it.
+        """
         with self._changed:
             self._ended = True
             self._changed.notify_all()
