@@ -46,3 +46,8 @@ class TrainingError(PersonaBenchError):
 
 class RunError(PersonaBenchError):
     """A run failed in part, or was asked for settings that do not exist."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

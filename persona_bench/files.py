@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -112,6 +113,12 @@ def file_lock(path: str | os.PathLike[str], on_wait: Callable[[], None] | None =
         yield
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_folder(model: str) -> str:

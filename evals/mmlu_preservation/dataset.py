@@ -13,7 +13,7 @@ from persona_bench.definitions.mmlu import fingerprint, plain, subject_group, wh
 from persona_bench.definitions.outcomes import Way
 from persona_bench.errors import DataError
 from persona_bench.models.assets import CATALOGUE, fetch_data
-from persona_bench.models.hub_data import HubData, read_hub
+from persona_bench.models.assets.hub_data import HubData, read_hub
 
 N_OPTIONS = 4
 N_EXAMPLES = 5

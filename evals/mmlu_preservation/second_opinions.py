@@ -9,7 +9,7 @@ from evals.mmlu_preservation.dataset import Question, Questions, parse_line
 from persona_bench.definitions.mmlu import fingerprint
 from persona_bench.errors import DataError, RunError
 from persona_bench.models.assets import CATALOGUE, fetch_data
-from persona_bench.models.hub_data import HubData, read_hub
+from persona_bench.models.assets.hub_data import HubData, read_hub
 
 TRUTHFULQA = HubData(
     "truthfulqa/truthful_qa",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from persona_bench.definitions.trait_review import refuse_errors, review
 from persona_bench.definitions.trait_writing import parse, request
-from persona_bench.errors import PersonaBenchError, RunError, TraitError
+from persona_bench.errors import PersonaBenchError, RunError, TraitError, first_line
 from persona_bench.inspect_ext.graders import ask
 from persona_bench.inspect_ext.judging import opened
 
@@ -57,7 +57,7 @@ def write_trait(
         raise
     except Exception as error:
         # Every provider has exceptions of its own.
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise RunError(f"{ROLE} {generator} failed: {first}; run the command again or try another one") from error
 
 

@@ -15,7 +15,7 @@ from inspect_ai.util import LimitExceededError
 from tenacity import RetryError
 
 from persona_bench.definitions.traits import Trait
-from persona_bench.errors import RunError
+from persona_bench.errors import RunError, first_line
 from persona_bench.inspect_ext.judgement import Judgement, measured
 
 MIN_NUMERIC_MASS = 0.25  # the paper's code: less than this on the numbers 0..100 counts as a refusal
@@ -157,7 +157,7 @@ async def ask(grader: Model, prompt: str, config: GenerateConfig, role: str = "g
             failure, given_up = _own_error(error), isinstance(error, RetryError)
         status = getattr(failure, "status_code", None) or 0
         if status in _FATAL_STATUS:
-            first = next(iter(str(failure).splitlines()), type(failure).__name__)
+            first = first_line(failure)
             raise RunError(
                 f"{role} {grader} answers {status}: {first}; check its name, its key and its settings"
             ) from failure

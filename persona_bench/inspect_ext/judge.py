@@ -23,7 +23,7 @@ from inspect_ai.util import LimitExceededError
 
 from persona_bench.definitions.outcomes import METHODS, TRAIT_CUT, Method
 from persona_bench.definitions.traits import Trait, load_trait
-from persona_bench.errors import DataError, PersonaBenchError, RunError
+from persona_bench.errors import DataError, PersonaBenchError, RunError, first_line
 from persona_bench.inspect_ext.calibration import calibrated
 from persona_bench.inspect_ext.graders import judge_by_logprobs, judge_by_samples, together
 from persona_bench.inspect_ext.judgement import Judgement, as_score, as_turn_scores, measured, merge
@@ -129,8 +129,8 @@ async def counted(identify: Callable[[], Awaitable[str | None]], texts: Sequence
         raise
     except Exception as error:
         # Providers raise errors of their own; each becomes a counted outcome that carries its text.
-        first = next(iter(str(error).splitlines()), "")
-        return Judgement("unscored", reason=": ".join(filter(None, (type(error).__name__, first))))
+        told = dict.fromkeys((type(error).__name__, first_line(error)))  # once where an error has no text
+        return Judgement("unscored", reason=": ".join(told))
 
 
 async def _identity(grader: Model, trait: Trait, method: Method) -> str | None:

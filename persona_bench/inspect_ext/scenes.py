@@ -26,7 +26,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from persona_bench.definitions.presets import Preset
 from persona_bench.definitions.scenarios import Choice
-from persona_bench.errors import DataError, RunError
+from persona_bench.errors import DataError, RunError, first_line
 from persona_bench.files import model_folder, write_atomic
 from persona_bench.inspect_ext.judge import mean_of_scored, n_scored
 from persona_bench.inspect_ext.provider import PersonaAPI
@@ -162,7 +162,7 @@ def read_activations(folder: Path, name: str) -> np.ndarray:
     try:
         found: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"cannot read activations {path}: {reason}; remove the logs of stated_limits and run again"
         ) from (error)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persona_bench.errors import first_line
 from persona_bench.models.attention import Frame, SlotCache
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.steering import ResidualHooks
@@ -142,7 +143,7 @@ class Decoding:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            first = first_line(error)
             logger.warning(
                 "Decoding steps of %s cannot be recorded, and are run one by one: %s", self._loaded.name, first
             )

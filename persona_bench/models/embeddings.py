@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_bench.errors import ModelError
+from persona_bench.errors import ModelError, first_line
 from persona_bench.models import assets
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # transformers, safetensors and tokenizers raise errors of their own kinds
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ModelError(f"cannot load {ASSET} from {folder}: {first}; {way_out}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{folder} lacks {len(missing)} of the weights, the first {missing[0]}; {way_out}")

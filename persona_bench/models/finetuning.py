@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
+from persona_bench.errors import DataError, ModelError, TrainingError, VectorError, first_line
 from persona_bench.files import atomic_path, file_lock, write_atomic
 from persona_bench.models.adapters import attach, hash_adapter, own_copy, save_adapter, trained_parameters
 from persona_bench.models.loaded import LoadedModel, find_blocks
@@ -400,7 +400,7 @@ class _Training:
                         self.optimizer.state[parameter] = {"step": state["step"], **moments}
             return int(header["step"]), list(json.loads(header["history"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise TrainingError(f"cannot read {path}: {str(error).splitlines()[0]}; remove it to start anew") from error
+            raise TrainingError(f"cannot read {path}: {first_line(error)}; remove it to start anew") from error
 
 
 class _Watched:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persona_bench.errors import ModelError
+from persona_bench.errors import ModelError, first_line
 from persona_bench.files import write_atomic
 from persona_bench.models import assets
 from persona_bench.models.adapters import hash_adapter, merge
@@ -57,7 +57,7 @@ def as_device(name: str | None) -> torch.device:
         device = torch.device(str(name))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; use cpu or auto") from error
+        raise ModelError(f"device {name!r} cannot be used: {first_line(error)}; use cpu or auto") from error
     return device
 
 
@@ -207,7 +207,7 @@ def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False, **gguf)
     except Exception as error:
         # Broken files make transformers, safetensors, gguf and torch raise errors of their own kinds.
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ModelError(f"cannot load {name} from {path}: {first}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):

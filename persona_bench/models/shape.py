@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from persona_bench.errors import ModelError
+from persona_bench.errors import ModelError, first_line
 from persona_bench.models.loading import resolve
 
 
@@ -41,5 +41,5 @@ def read_shape(name: str) -> ModelShape:
         return ModelShape(int(text.num_hidden_layers), int(text.hidden_size), str(config.model_type))
     except Exception as error:
         # Broken configs make transformers raise errors of many kinds.
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ModelError(f"cannot read the config of {name} in {path}: {first}") from error

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from persona_bench.errors import DataError
+from persona_bench.errors import DataError, first_line
 from persona_bench.files import atomic_path
 
 SUFFIXES = (".csv", ".parquet")
@@ -144,5 +144,5 @@ def table_rows(path: Path, names: Sequence[str] | None = None) -> Iterator[list[
                 columns = [batch.column(name).to_pylist() for name in wanted or batch.schema.names]
                 yield list(zip(*columns, strict=True))
     except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(f"cannot read the table {path}: {reason}") from error

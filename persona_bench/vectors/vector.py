@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persona_bench.errors import VectorError
+from persona_bench.errors import VectorError, first_line
 from persona_bench.files import atomic_path
 
 OURS = "persona-bench"
@@ -256,7 +256,7 @@ class PersonaVector:
                 negative_mean=tensors.get("negative_mean"),
             )
         except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
-            raise VectorError(f"cannot read vector {path}: {str(error).splitlines()[0]}") from error
+            raise VectorError(f"cannot read vector {path}: {first_line(error)}") from error
         except VectorError as error:
             raise VectorError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
         if vector.hash != header.get("hash"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from persona_bench.errors import RunError
+from persona_bench.errors import RunError, first_line
 from persona_bench.vectors.scan.inputs import Shard, Source
 from persona_bench.vectors.scan.local import Job, make_scanner, open_shards
 from persona_bench.vectors.scan.measures import Part
@@ -86,7 +86,7 @@ def ray_parts(
         if not ray.is_initialized():
             ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise RunError(f"the Ray cluster {address or 'on this machine'} cannot be used: {first}") from error
     gpus = int(ray.cluster_resources().get("GPU", 0))
     context = ray.data.DataContext.get_current()

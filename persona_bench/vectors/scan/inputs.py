@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from persona_bench.errors import AssetError, DataError
+from persona_bench.errors import AssetError, DataError, first_line
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 2**22
@@ -133,7 +133,7 @@ def _hub_files(given: str) -> list[tuple[str, Path, str]]:
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise AssetError(
             f"{given} is no file here, and the Hub gives no dataset of that name ({first}); check the name, or "
             "download it and name its files"
@@ -168,7 +168,7 @@ def read_shards(source: Source, columns: Sequence[str] = ()) -> Iterator[Shard]:
         yield from _cut(source, rows, first)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         # pyarrow's errors are OSErrors and ValueErrors; gzip's are OSErrors, EOFErrors and zlib's own.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise DataError(f"cannot read {source.name}: {reason}; the scan goes on once the file is whole") from error
 
 

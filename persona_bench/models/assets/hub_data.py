@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_bench.errors import AssetError, DataError
-from persona_bench.models.assets import HUB_TIMEOUT_S, UnavailableError, ask_hub, first_line, forced_source
+from persona_bench.errors import AssetError, DataError, first_line
+from persona_bench.models.assets.hub import HUB_TIMEOUT_S, ask_hub
+from persona_bench.models.assets.sources import UnavailableError, forced_source
 
 _log = logging.getLogger(__name__)
 _refused: dict[
