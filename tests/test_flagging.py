@@ -22,6 +22,7 @@ from persona_bench.analysis.samples.frames import Samples
 from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
 from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED
 from persona_bench.analysis.verdicts import claims as verdicts
+from persona_bench.analysis.verdicts.decision import Run
 from persona_bench.analysis.verdicts.flagging import FLAGGING_RULES
 from persona_bench.definitions.claims import CLAIMS, claim
 from tests.builders_flagging import Flagged
@@ -29,7 +30,7 @@ from tests.builders_flagging import Flagged
 
 def verdict(samples: Samples, claim_id: str, trait: str = "evil") -> tuple[str, str]:
     """Verdict and reason, before Holm's correction and whatever the judge's gate says."""
-    found = verdicts._ruled(verdicts._Run(samples, {}, {}, 0, 400), claim(claim_id), trait)
+    found = verdicts._ruled(Run(samples, {}, {}, 0, 400), claim(claim_id), trait)
     return found.verdict, found.reason
 
 
@@ -156,7 +157,7 @@ def test_what_has_no_number_is_counted_and_compared_on_the_same_samples(truth: S
     assert (judge["n_missing"], difference["n_missing"]) == (48, 0)
     assert judge["n_positive"] + judge["n_negative"] + 48 == difference["n_positive"] + difference["n_negative"] == 240
     found = verdicts._ruled(
-        verdicts._Run(replace(truth, flagging=spoilt), {}, {}, 0, 100), claim("D9-difference-best"), "sycophancy"
+        Run(replace(truth, flagging=spoilt), {}, {}, 0, 100), claim("D9-difference-best"), "sycophancy"
     )
     assert found.n == 192
 

@@ -20,6 +20,7 @@ from persona_bench.analysis.samples.frames import METHOD_SAMPLES, Samples
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.method import METHOD_TABLES, best_of, detectors
 from persona_bench.analysis.verdicts import claims as vd
+from persona_bench.analysis.verdicts.decision import Run
 from persona_bench.analysis.verdicts.method import METHOD_RULES, TWO_MODELS, Evidence, halves_agree, share_not_supported
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.descriptions import description_groups, load_descriptions
@@ -84,7 +85,7 @@ def find(base: Samples, tables: dict[str, pd.DataFrame]) -> Find:
         made = build_tables(Samples(**changed), resamples=FAST) if changed else {}
         empty = ("steering", "steering_choice") if "steering" in changed else ()
         told = {**tables, **{name: table for name, table in made.items() if len(table) or name in empty}}
-        run = vd._Run(samples, told, {} if no_vector else {"evil": 12.0}, 0, FAST)
+        run = Run(samples, told, {} if no_vector else {"evil": 12.0}, 0, FAST)
         before = {("C1-steering-induces", "evil"): vd._find(run, claim("C1-steering-induces"), "evil", no_vector, {})}
         return vd._find(run, claim(claim_id), "evil", no_vector, before)
 

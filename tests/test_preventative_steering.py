@@ -31,6 +31,7 @@ from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, Samples
 from persona_bench.analysis.tables import finetuning as ft
 from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
 from persona_bench.analysis.verdicts import claims as verdicts
+from persona_bench.analysis.verdicts.decision import Run
 from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES
 from persona_bench.definitions import presets
 from persona_bench.definitions.claims import CLAIMS, claim
@@ -365,7 +366,7 @@ def world(
 
 def verdict(samples: Samples, claim_id: str, trait: str = "evil", resamples: int = 400) -> tuple[str, str]:
     """Verdict and reason, as they are before Holm's correction and whatever the judge's gate says."""
-    run = verdicts._Run(samples, {}, {}, 0, resamples)
+    run = Run(samples, {}, {}, 0, resamples)
     found = verdicts._ruled(run, claim(claim_id), trait)
     return found.verdict, found.reason
 
@@ -565,7 +566,7 @@ def test_verdicts_take_the_rules(truth: Samples, monkeypatch: pytest.MonkeyPatch
     shut = verdicts.judge_claims(truth, tables, resamples=200)
     judged = shut[shut["claim"].isin(["P1-prevents-single-layer", "F1-shift-own-trait"])]
     assert judged["reason"].str.startswith("judge gate").all()
-    monkeypatch.setattr(verdicts, "_gate", lambda *_: "")
+    monkeypatch.setattr(verdicts, "gate", lambda *_: "")
     table = verdicts.judge_claims(truth, tables, resamples=1000)
     found = table.set_index(["claim", "trait"])["verdict"]
     assert found["P1-prevents-single-layer", "evil"] == found["F1-shift-own-trait", "sycophancy"] == "supported"
