@@ -319,8 +319,8 @@ def _monitoring(samples: Samples, trait: str, layer: int, seed: int) -> dict[str
 def mmlu_measure(samples: Samples, trait: str, seed: int) -> Measure:
     """Change in accuracy under steering, with the first scoring that is above chance without it."""
     from persona_bench.analysis.grouping import Draw, single
-    from persona_bench.analysis.tables.build import TABLE_COLUMNS
     from persona_bench.analysis.tables.capability import capability_rows, first_above_chance, paired, unsteered
+    from persona_bench.analysis.tables.layout import TABLE_COLUMNS
 
     frame = single(samples.mmlu)
     # Which scoring it is hangs on Wilson intervals alone, which need no resampling.

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from persona_bench.analysis.samples import baselines
 from persona_bench.analysis.samples.baselines import baseline_rows
 from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS, Samples
-from persona_bench.analysis.tables.build import BASELINE, build_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.definitions.traits import LabelledAnswer, load_labelled
 
 LEVELS = (0, 25, 50, 75, 100)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from persona_bench.analysis.tables.build import write_tables
+from persona_bench.analysis.tables.files import write_tables
 from persona_bench.analysis.terminal import print_claims, read_claims
 from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
 from persona_bench.definitions.claim_types import LLAMA, QWEN

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from persona_bench.analysis.comparison import _coverage, draw_results, read_runs
 from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
-from persona_bench.analysis.tables.build import build_tables, write_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import write_tables
 from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.errors import DataError

@@ -15,7 +15,9 @@ from persona_bench.analysis.figures.drawing import new_figure, put_legend
 from persona_bench.analysis.report import write_report
 from persona_bench.analysis.report.content import rerun_command
 from persona_bench.analysis.samples.frames import Samples
-from persona_bench.analysis.tables.build import BASELINE, build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.definitions.claims import claim

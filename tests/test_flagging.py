@@ -19,7 +19,8 @@ from persona_bench.analysis.report.controls import controls
 from persona_bench.analysis.report.seen import seen
 from persona_bench.analysis.samples.baselines import text_flags
 from persona_bench.analysis.samples.frames import Samples
-from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
 from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, DETECTORS, FITTED
 from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.analysis.verdicts.decision import Run

@@ -19,7 +19,8 @@ from persona_bench.analysis.samples import monitors
 from persona_bench.analysis.samples.frames import MONITORS, SCENES, Samples
 from persona_bench.analysis.samples.monitors import RANDOM_SETS, auroc, monitor_rows
 from persona_bench.analysis.tables.behaviours import MIN_PAIRS, shown
-from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
 from persona_bench.analysis.tables.limits import ALL, BEST, DEDICATED, PROBE, RANDOM_OF, VECTOR, compare
 from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes

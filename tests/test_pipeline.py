@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from persona_bench import pipeline
 from persona_bench.analysis.samples import baselines
 from persona_bench.analysis.samples.collect import read_logs
-from persona_bench.analysis.tables.build import BASELINE
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.definitions import presets
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.outcomes import OUTCOMES

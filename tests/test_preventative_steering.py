@@ -29,7 +29,8 @@ from persona_bench.analysis.report.seen import seen
 from persona_bench.analysis.samples.collect import check_log, collect, read_logs
 from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, Samples
 from persona_bench.analysis.tables import finetuning as ft
-from persona_bench.analysis.tables.build import build_tables, read_tables, write_tables
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
 from persona_bench.analysis.verdicts import claims as verdicts
 from persona_bench.analysis.verdicts.decision import Run
 from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES

@@ -9,11 +9,16 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
+from persona_bench.analysis.grouping import scored
 from persona_bench.analysis.samples.collect import collect
 from persona_bench.analysis.samples.frames import Samples
-from persona_bench.analysis.tables import build as tb
+from persona_bench.analysis.tables.build import build_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
 from persona_bench.analysis.tables.finetuning import FINETUNING_TABLES
 from persona_bench.analysis.tables.flagging import FLAGGING_TABLES
+from persona_bench.analysis.tables.judge import BASELINE
+from persona_bench.analysis.tables.layout import TABLE_COLUMNS
+from persona_bench.analysis.tables.steering import choose_steering, control_of
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
@@ -28,12 +33,12 @@ def samples() -> Samples:
 
 @pytest.fixture(scope="module")
 def tables(samples) -> dict[str, pd.DataFrame]:
-    return tb.build_tables(samples, resamples=FAST)
+    return build_tables(samples, resamples=FAST)
 
 
 def test_every_table_has_its_columns_full_or_empty(tables):
-    for made in (tables, tb.build_tables(Samples(), resamples=FAST)):
-        assert {name: tuple(table.columns) for name, table in made.items()} == dict(tb.TABLE_COLUMNS)
+    for made in (tables, build_tables(Samples(), resamples=FAST)):
+        assert {name: tuple(table.columns) for name, table in made.items()} == dict(TABLE_COLUMNS)
     # The simulated world has a single grader and no twins, nothing finetuned or flagged, no scenes, no other vectors.
     absent = {"judge_panel", "hard_cases", *FINETUNING_TABLES, *FLAGGING_TABLES, "behaviours", "limits", "evasion"}
     absent |= {"left_out", "variants", "sensitivity"}
@@ -52,20 +57,20 @@ def test_traits_are_those_of_any_frame(samples):
 
 
 def test_files_are_byte_identical_and_do_not_depend_on_row_order(samples, tables, tmp_path):
-    first = tb.write_tables(tables, tmp_path / "a")
+    first = write_tables(tables, tmp_path / "a")
     shuffled = {
         field.name: getattr(samples, field.name).sample(frac=1, random_state=3).reset_index(drop=True)
         for field in dataclasses.fields(samples)
     }
-    second = tb.write_tables(tb.build_tables(Samples(**shuffled), resamples=FAST), tmp_path / "b")
-    assert [path.name for path in first] == [path.name for path in second] and len(first) == len(tb.TABLE_COLUMNS)
+    second = write_tables(build_tables(Samples(**shuffled), resamples=FAST), tmp_path / "b")
+    assert [path.name for path in first] == [path.name for path in second] and len(first) == len(TABLE_COLUMNS)
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
         assert b"\r" not in one.read_bytes()
 
 
 def test_another_seed_moves_the_intervals_only(samples, tables):
-    other = tb.build_tables(samples, seed=1, resamples=FAST)["steering"]
+    other = build_tables(samples, seed=1, resamples=FAST)["steering"]
     pd.testing.assert_series_equal(other["trait_score"], tables["steering"]["trait_score"])
     assert not other["trait_score_low"].equals(tables["steering"]["trait_score_low"])
 
@@ -73,7 +78,7 @@ def test_another_seed_moves_the_intervals_only(samples, tables):
 def test_adding_a_trait_leaves_the_other_rows_alone(samples, tables):
     alone = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
     alone = {name: frame[frame["trait"].isin(["evil", ""])] for name, frame in alone.items()}
-    made = tb.build_tables(Samples(**alone), resamples=FAST)
+    made = build_tables(Samples(**alone), resamples=FAST)
     for name, table in made.items():
         before = tables[name][tables[name]["trait"].isin(["evil", ""])].reset_index(drop=True)
         pd.testing.assert_frame_equal(table, before, check_dtype=False)
@@ -81,14 +86,14 @@ def test_adding_a_trait_leaves_the_other_rows_alone(samples, tables):
 
 def test_read_gives_back_what_was_written(tables, tmp_path):
     odd = {name: table.assign(trait=table["trait"].replace("evil", "NA")) for name, table in tables.items()}
-    tb.write_tables(odd, tmp_path)
-    back = tb.read_tables(tmp_path)
+    write_tables(odd, tmp_path)
+    back = read_tables(tmp_path)
     for name, table in odd.items():
         assert set(back[name]["trait"]) == set(table["trait"])
         numbers = table.select_dtypes("number").columns
         np.testing.assert_allclose(back[name][numbers].astype(float), table[numbers].astype(float), rtol=1e-5)
     with pytest.raises(DataError, match="No table found"):
-        tb.read_tables(tmp_path / "nowhere")
+        read_tables(tmp_path / "nowhere")
 
 
 def test_counts_add_up_and_refusals_have_no_score(tables, samples):
@@ -108,7 +113,7 @@ def test_counts_add_up_and_refusals_have_no_score(tables, samples):
 
 def test_a_score_on_a_refused_sample_is_not_used():
     frame = pd.DataFrame({"trait_score": [90.0, 10.0], "status": ["refusal", "scored"]})
-    assert tb.scored(frame).tolist()[1] == 10.0 and np.isnan(tb.scored(frame).iloc[0])
+    assert scored(frame).tolist()[1] == 10.0 and np.isnan(scored(frame).iloc[0])
 
 
 COUNTED = ("judge", "judge_cases", "elicitation", "steering", "monitoring_rungs")
@@ -141,7 +146,7 @@ def test_incoherent_answers_are_counted_apart_and_have_no_trait_score(samples, n
         trait_score=frame["trait_score"].where(~broken, 100.0),
         coherence=frame["coherence"].where(~broken, 10.0),
     )
-    table = tb.build_tables(dataclasses.replace(samples, **{source: frame}), resamples=FAST)[name]
+    table = build_tables(dataclasses.replace(samples, **{source: frame}), resamples=FAST)[name]
     rows, mine = table.query(cell), frame.query(cell)
     assert len(rows) and rows["n_incoherent"].sum() == (mine["status"] == "incoherent").sum() > 0
     assert (rows["n_unscored"] == 0).all() and (rows["n_refusal"] == 0).all()
@@ -153,7 +158,7 @@ def test_incoherent_answers_are_counted_apart_and_have_no_trait_score(samples, n
 def test_points_of_monitoring_leave_incoherent_answers_out(samples):
     status = np.where(samples.monitoring["epoch"] == 2, "incoherent", "scored")
     broken = dataclasses.replace(samples, monitoring=samples.monitoring.assign(status=status))
-    made = tb.build_tables(broken, resamples=FAST)
+    made = build_tables(broken, resamples=FAST)
     ladder = {name: table[table["condition"] == "ladder"] for name, table in made.items() if "condition" in table}
     assert (ladder["monitoring_points"]["n_scored"] == 1).all()
     assert (ladder["monitoring"]["n_unscored"] == ladder["monitoring"]["n_scored"]).all()
@@ -172,7 +177,7 @@ def test_points_of_monitoring_leave_incoherent_answers_out(samples):
 
 
 def judge_only(judge: pd.DataFrame, **options) -> dict[str, pd.DataFrame]:
-    return tb.build_tables(Samples(judge=judge), resamples=FAST, **options)
+    return build_tables(Samples(judge=judge), resamples=FAST, **options)
 
 
 def test_judge_rows_by_source(tables, samples):
@@ -253,11 +258,11 @@ def test_a_judge_that_scores_few_answers_does_not_pass(n, passes):
 def test_trivial_judges_are_never_the_one_in_use(samples):
     perfect = samples.judge.query("half == 'report' and trait == 'evil'")
     perfect = perfect.assign(
-        grader=tb.BASELINE, method="length", trait_score=perfect["level"].astype(float), status="scored"
+        grader=BASELINE, method="length", trait_score=perfect["level"].astype(float), status="scored"
     )
     table = judge_only(pd.concat([samples.judge, perfect]))["judge"]
     assert set(table.loc[table["chosen"], "grader"]) == {"grader-a"}
-    assert table.loc[table["grader"] == tb.BASELINE, "passes"].all()
+    assert table.loc[table["grader"] == BASELINE, "passes"].all()
     alone = judge_only(perfect)["judge"]
     assert len(alone) and not alone["chosen"].any()
 
@@ -309,7 +314,7 @@ def test_cases_by_hand():
 def test_judge_table_leaves_the_middle_out_of_the_gate():
     judge = make_samples(World(judge_noise=0.0)).judge
     wrong_middle = judge.assign(trait_score=judge["trait_score"].where(judge["level"] != 50, 100.0))
-    table = tb.build_tables(Samples(judge=wrong_middle), resamples=FAST)["judge"]
+    table = build_tables(Samples(judge=wrong_middle), resamples=FAST)["judge"]
     assert (table["auroc"] == 1).all() and (table["balanced_accuracy"] == 1).all() and table["passes"].all()
     assert (table["spearman"] < 1).all()
 
@@ -319,11 +324,11 @@ def test_judge_method_is_the_best_on_the_calibrate_half_or_the_one_named(samples
     shuffled = np.random.default_rng(0).permutation(good["trait_score"].to_numpy())
     bad = good.assign(method="yes_no", trait_score=np.where(good["half"] == "calibrate", shuffled, good["level"]))
     both = Samples(judge=pd.concat([good, bad]))
-    table = tb.build_tables(both, resamples=FAST)["judge"]
+    table = build_tables(both, resamples=FAST)["judge"]
     assert set(table.loc[table["chosen"], "method"]) == {"contrast"}
-    named = tb.build_tables(both, resamples=FAST, judge_methods={"evil": "yes_no"})["judge"]
+    named = build_tables(both, resamples=FAST, judge_methods={"evil": "yes_no"})["judge"]
     assert set(named.loc[named["chosen"] & (named["trait"] == "evil"), "method"]) == {"yes_no"}
-    absent = tb.build_tables(both, resamples=FAST, judge_methods={"evil": "logprob"})["judge"]
+    absent = build_tables(both, resamples=FAST, judge_methods={"evil": "logprob"})["judge"]
     assert not absent.loc[absent["trait"] == "evil", "chosen"].any()
 
 
@@ -355,7 +360,7 @@ def _steering(**changes) -> pd.DataFrame:
 
 
 def _choice(steering: pd.DataFrame, sign: str) -> pd.Series:
-    choice = tb.choose_steering(steering)
+    choice = choose_steering(steering)
     return choice[choice["sign"] == sign].iloc[0]
 
 
@@ -396,10 +401,10 @@ def test_control_has_a_near_dose_and_prefers_the_layer_then_the_sign():
         [("random", 12, 1.0, 0.3), ("random", 8, 1.0, 0.3), ("random", 8, -1.0, -0.31), ("random", 8, 9.0, 0.9)],
         columns=["vector", "layer", "coefficient", "relative_dose"],
     )
-    assert tb.control_of(cells, 8, 0.31)["coefficient"].tolist() == [1.0]
-    assert tb.control_of(cells, 8, -0.3)["coefficient"].tolist() == [-1.0]
-    assert tb.control_of(cells.iloc[:1], 8, 0.3)["layer"].tolist() == [12]
-    assert tb.control_of(cells, 8, 0.6).empty and tb.control_of(cells, 8, 0.0).empty
+    assert control_of(cells, 8, 0.31)["coefficient"].tolist() == [1.0]
+    assert control_of(cells, 8, -0.3)["coefficient"].tolist() == [-1.0]
+    assert control_of(cells.iloc[:1], 8, 0.3)["layer"].tolist() == [12]
+    assert control_of(cells, 8, 0.6).empty and control_of(cells, 8, 0.0).empty
 
 
 def test_monitoring_averages_rollouts_and_keeps_halves_apart(tables, samples):
@@ -419,7 +424,7 @@ def test_monitoring_averages_rollouts_and_keeps_halves_apart(tables, samples):
 def test_a_sample_projected_twice_is_refused(samples):
     doubled = dataclasses.replace(samples, projections=pd.concat([samples.projections, samples.projections]))
     with pytest.raises(DataError, match="two projections"):
-        tb.build_tables(doubled, resamples=FAST)
+        build_tables(doubled, resamples=FAST)
 
 
 def test_mmlu_is_paired_by_question_and_knows_chance(tables):
@@ -433,7 +438,7 @@ def test_mmlu_is_paired_by_question_and_knows_chance(tables):
 
 def test_all_unscored_is_nan(samples):
     blind = dataclasses.replace(samples, steering=samples.steering.assign(status="unscored", trait_score=np.nan))
-    cells = tb.build_tables(blind, resamples=FAST)["steering"]
+    cells = build_tables(blind, resamples=FAST)["steering"]
     assert cells["trait_score"].isna().all() and cells["difference"].isna().all() and cells["refusal_rate"].isna().all()
     assert (cells["n_unscored"] == cells["n"]).all()
 
@@ -448,7 +453,7 @@ def test_cosines_are_those_of_the_vectors_at_every_layer():
         PersonaVector(name, {"persona": rows}, torch.ones(4), provenance)
         for name, rows in (("evil", first), ("sycophancy", second))
     ]
-    found = tb.build_tables(collect({}, vectors, "stated"), resamples=10)["cosines"]
+    found = build_tables(collect({}, vectors, "stated"), resamples=10)["cosines"]
     assert list(zip(found["trait"], found["other"], found["layer"], strict=True)) == [
         *(("evil", "sycophancy", layer) for layer in (1, 2, 3)),
         *(("sycophancy", "evil", layer) for layer in (1, 2, 3)),

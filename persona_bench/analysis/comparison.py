@@ -29,7 +29,7 @@ from persona_bench.analysis.figures.drawing import (
     save,
     trait_colours,
 )
-from persona_bench.analysis.tables.build import read_tables, write_tables
+from persona_bench.analysis.tables.files import read_tables, write_tables
 from persona_bench.analysis.terminal import read_claims
 from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
 from persona_bench.errors import DataError

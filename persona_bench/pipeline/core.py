@@ -379,7 +379,8 @@ class Core:
     def _steered_layers(self) -> dict[str, int]:
         """Trait -> the layer that steering chose on the select half, of those where it chose one."""
         from persona_bench.analysis.samples.collect import collect, read_logs
-        from persona_bench.analysis.tables.build import build_tables, chosen_layers
+        from persona_bench.analysis.tables.build import build_tables
+        from persona_bench.analysis.tables.vectors import chosen_layers
 
         # Monitoring has logs of the same stage, and takes ten times as long to read and to tabulate.
         logs = read_logs(self.folder / "logs" / "steering", "trait_steering")

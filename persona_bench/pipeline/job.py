@@ -177,7 +177,8 @@ class Run(Training):
         from persona_bench.analysis.figures.draw import Caption, draw_all
         from persona_bench.analysis.report import write_report
         from persona_bench.analysis.samples.collect import collect, with_readings
-        from persona_bench.analysis.tables.build import build_tables, write_tables
+        from persona_bench.analysis.tables.build import build_tables
+        from persona_bench.analysis.tables.files import write_tables
         from persona_bench.analysis.verdicts.claims import judge_claims
 
         self.say("writing tables, claims, figures and report")

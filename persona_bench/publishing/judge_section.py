@@ -8,7 +8,7 @@ import pandas as pd
 
 from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.markdown import md
-from persona_bench.analysis.tables.build import BASELINE
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.publishing.words import label, table
 
 NOTHING = (

@@ -13,7 +13,7 @@ from persona_bench.analysis.figures.drawing import slug
 from persona_bench.analysis.grader_change import CHANGE, counts
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
-from persona_bench.analysis.tables.build import BASELINE
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.analysis.verdicts.limits import LIMIT_RULES
 from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis.grouping import single
-from persona_bench.analysis.tables.build import BASELINE
 from persona_bench.analysis.tables.capability import EVERY
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.definitions.claims import Claim
 from persona_bench.definitions.families.invented import FACTS
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from persona_bench.analysis.grouping import scored
 from persona_bench.analysis.samples.frames import SIGNALS
-from persona_bench.analysis.tables.build import BASELINE
 from persona_bench.analysis.tables.finetuning import NORMAL
+from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.analysis.tables.monitoring import POSITION, TEXT
 from persona_bench.definitions.traits import LabelledAnswer, load_labelled
 from persona_bench.inspect_ext.calibration import PENALTIES, fit, held_out, logistic

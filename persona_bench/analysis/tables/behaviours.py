@@ -6,25 +6,32 @@ So the behaviour is what the model did, and a pair that counts differs in nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread
+from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread, with_interval
 from persona_bench.definitions.claims import claim
 from persona_bench.inspect_ext.scenes import WAYS
-
-if TYPE_CHECKING:
-    pass
 
 MIN_PAIRS = claim("N1-deception").min_n
 """Pairs that must count on either half: a monitor is fitted on one and judged on the other."""
 CHANCE = 0.5
 """Two options a check."""
 HALVES = ("select", "report")
+BEHAVIOUR_TABLES: Mapping[str, tuple[str, ...]] = {
+    "behaviours": (
+        *("trait", "behaviour", "way", "n", "n_passed", *with_interval("checks", "rewarded", "twin", "difference")),
+        *("n_select", "n_report", "reason", "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+BEHAVIOUR_SORT: Mapping[str, tuple[str, ...]] = {
+    "behaviours": ("behaviour",),
+}
+"""Columns by which the rows are sorted."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ A cell is one benchmark, way of answering, number of examples, and steering; it 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread
+from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread, with_interval
+from persona_bench.analysis.samples.frames import CELL
 
 __all__ = ["EVERY", "FAMILY", "capability_rows", "first_above_chance", "mcnemar", "paired", "share_right", "unsteered"]
 
@@ -21,6 +22,19 @@ FAMILY = ("benchmark", "scoring", "shots", "source")
 """Cells that differ in none of these are compared with one another."""
 _CELL = ("trait", "vector", "setting", "layer", "layers", "coefficient")
 _QUESTION = ["source", "question_id"]
+CAPABILITY_TABLES: Mapping[str, tuple[str, ...]] = {
+    "mmlu": (
+        *("trait", *CELL, "benchmark", "scoring", "shots", "source", "group"),
+        *("n", "n_no_answer", "n_too_long", "n_unscored", "chance", "above_chance"),
+        *(*with_interval("accuracy", "difference"), "n_paired", "mcnemar_p"),
+        *(*with_interval("margin", "margin_difference"), "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+CAPABILITY_SORT: Mapping[str, tuple[str, ...]] = {
+    "mmlu": ("benchmark", "scoring", "shots", "group", "trait", "vector", "setting", "layer", "layers", "coefficient"),
+}
+"""Columns by which the rows are sorted."""
 
 
 def capability_rows(mmlu: pd.DataFrame, draw: Draw) -> list[Row]:

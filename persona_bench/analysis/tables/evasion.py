@@ -8,7 +8,7 @@ plain instruction, an adapter trained under a penalty on the projection with one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import (
+    COUNTS,
     SCORE,
     Draw,
     Row,
@@ -26,6 +27,7 @@ from persona_bench.analysis.grouping import (
     paired,
     scored,
     spread,
+    with_interval,
 )
 from persona_bench.analysis.tables.finetuning import BASE, of_kind
 from persona_bench.analysis.tables.finetuning import PLAIN as PLAINLY
@@ -42,6 +44,18 @@ KEPT_SHARE = 0.5
 MIN_SCORED = claim("N5-monitoring-evasion").min_n
 _PENALTY, _STRONGEST = "penalty", "misaligned_2"
 _ENDS = ("neutral", "plain", "evading")
+EVASION_TABLES: Mapping[str, tuple[str, ...]] = {
+    "evasion": (
+        *("trait", "way", "number", *COUNTS, "n_questions"),
+        *with_interval("trait_score", "raised", "kept", "plain", "evading", "loss"),
+        *("reason", "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+EVASION_SORT: Mapping[str, tuple[str, ...]] = {
+    "evasion": ("trait", "way"),
+}
+"""Columns by which the rows are sorted."""
 
 
 @dataclass(frozen=True)

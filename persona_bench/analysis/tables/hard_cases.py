@@ -6,7 +6,7 @@ trait's level stands behind a difference. Hard cases are those of the labelled s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,17 @@ ANSWERS = ("clear", "graded", "model")
 """Kinds of labelled answers that mark no hard case."""
 EVERY = "all"
 """Every kind of hard case together."""
-HARD_CASES = (
-    *("trait", "grader", "method", "kind", "n", "n_left_out", *with_interval("twin_right", "hard_right", "difference")),
-    "log",
-)
-"""Columns of the table: a row a judge and kind; `n` pairs have a score on both sides, `n_left_out` have not."""
+HARD_CASE_TABLES: Mapping[str, tuple[str, ...]] = {
+    "hard_cases": (
+        *("trait", "grader", "method", "kind", "n", "n_left_out"),
+        *(*with_interval("twin_right", "hard_right", "difference"), "log"),
+    ),
+}
+"""Columns of the tables: a row a judge and kind; `n` pairs have a score on both sides, `n_left_out` have not."""
+HARD_CASE_SORT: Mapping[str, tuple[str, ...]] = {
+    "hard_cases": ("trait", "grader", "method", "kind"),
+}
+"""Columns by which the rows are sorted."""
 
 
 def paired_cases(judge: pd.DataFrame, twins: pd.DataFrame) -> pd.DataFrame:

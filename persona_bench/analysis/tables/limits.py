@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread
+from persona_bench.analysis.grouping import Draw, Row, groups, log_names, spread, with_interval
 from persona_bench.analysis.tables.behaviours import shown
 from persona_bench.analysis.tables.monitoring import TEXT
 
@@ -26,6 +26,18 @@ JUDGE = "judge:"
 RANDOM_OF = {BEST: "random best", ALL: "random all"}
 """Trait monitor -> the same monitor on random directions; each set of those is `NAME:K`."""
 FALSE_ALARM = 0.01
+LIMIT_TABLES: Mapping[str, tuple[str, ...]] = {
+    "limits": (
+        *("trait", "behaviour", "monitor", "sees", "detail", "layer", "n", "n_select", "n_refusal", "n_unscored"),
+        *with_interval("auroc"),
+        *(*with_interval("excess_random", "excess_text"), "threshold_1", *with_interval("tpr_1", "fpr_1"), "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+LIMIT_SORT: Mapping[str, tuple[str, ...]] = {
+    "limits": ("behaviour", "monitor"),
+}
+"""Columns by which the rows are sorted."""
 
 
 def sees(monitor: str) -> str:

@@ -1,7 +1,7 @@
 """The method itself, tested: traits that nobody named or prompts induce, other descriptions, other ways of averaging.
 
 Columns of the sample frames and tables, and how the one becomes the other. What the numbers mean for the stated limits
-is decided in `method_verdicts`.
+is decided in `verdicts.method`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import (
+    COUNTS,
     SCORE,
     Draw,
     Row,
@@ -28,6 +29,7 @@ from persona_bench.analysis.grouping import (
     mean_row,
     scored,
     spread,
+    with_interval,
 )
 from persona_bench.analysis.samples.frames import SIGNALS, Samples
 from persona_bench.definitions.outcomes import TRAIT_CUT
@@ -39,6 +41,44 @@ POSITION = f"{TEXT}condition"
 """The baseline that knows only which condition a response was given under."""
 FALSE_ALARMS = (0.01, 0.05)
 ROC_GRID = np.linspace(0, 1, 101)
+MONITORING_TABLES: Mapping[str, tuple[str, ...]] = {
+    "monitoring": (
+        *("trait", "condition", "direction", "signal", "scope", "layer", "half", "chosen_layer", "n", "n_scored"),
+        *("n_unscored", "n_questions", *with_interval("r", "r_within"), "n_conditions", "n_left_out"),
+        *(*with_interval("spearman", "excess_text"), "text_baseline", "n_positive", "n_negative"),
+        *(*with_interval("auroc"), "threshold_1", *with_interval("tpr_1", "fpr_1")),
+        *("threshold_5", *with_interval("tpr_5", "fpr_5"), "log"),
+    ),
+    "monitoring_rungs": (
+        *("trait", "condition", "side", "rung", "half", *COUNTS, *with_interval("trait_score", "coherence")),
+        *(*with_interval("projection"), "layer", "log"),
+    ),
+    "monitoring_points": (
+        *("trait", "condition", "side", "rung", "question_id", "half", "layer", "n_scored", "trait_score"),
+        *("prompt_last", "response_mean", "log"),
+    ),
+    "monitoring_roc": ("trait", "condition", "direction", "signal", "scope", "layer", "half", "fpr", "tpr"),
+    "monitoring_tokens": (*("trait", "sample_id", "condition", "rung", "layer", "position", "token", "projection"),),
+    "drift": (
+        *("trait", "direction", "signal", "scope", "layer", "half", "threshold", "n_scripts", "n_crossed"),
+        *("n_alarmed", "n_unscored_turns", *with_interval("lead", "caught", "false_alarms"), "log"),
+    ),
+    "drift_turns": (
+        *("trait", "side", "turn", *COUNTS, *with_interval("trait_score", "projection"), "threshold", "layer"),
+        "log",
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+MONITORING_SORT: Mapping[str, tuple[str, ...]] = {
+    "monitoring": ("trait", "condition", "half", "direction", "signal", "scope", "layer"),
+    "monitoring_rungs": ("trait", "condition", "half", "side", "rung"),
+    "monitoring_points": ("trait", "condition", "side", "rung", "question_id"),
+    "monitoring_roc": ("trait", "condition", "direction", "signal", "scope", "fpr"),
+    "monitoring_tokens": ("trait", "sample_id", "position"),
+    "drift": ("trait", "direction", "signal", "scope"),
+    "drift_turns": ("trait", "side", "turn"),
+}
+"""Columns by which the rows are sorted."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import Draw, Row, groups, log_names, mean_row, scored, spread
+from persona_bench.analysis.grouping import Draw, Row, groups, log_names, mean_row, scored, spread, with_interval
+
+PANEL_TABLES: Mapping[str, tuple[str, ...]] = {
+    "judge_panel": (
+        *("trait", "eval", "first", "second", "n", "n_unscored", *with_interval("same_outcome"), "n_scored"),
+        *(*with_interval("spearman", "kappa", "difference"), "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+PANEL_SORT: Mapping[str, tuple[str, ...]] = {
+    "judge_panel": ("trait", "eval", "first", "second"),
+}
+"""Columns by which the rows are sorted."""
 
 
 def panel_rows(panel: pd.DataFrame, draw: Draw) -> Iterator[Row]:

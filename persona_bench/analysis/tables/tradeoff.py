@@ -8,7 +8,7 @@ resample, the same ones for every cell, so that the halving strength and the cos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
-from persona_bench.analysis.grouping import SCORE, Draw, Row, groups, log_names, scored, spread
+from persona_bench.analysis.grouping import SCORE, Draw, Row, groups, log_names, scored, spread, with_interval
+from persona_bench.analysis.samples.frames import CELL
 from persona_bench.analysis.tables.capability import EVERY, first_above_chance, unsteered
 from persona_bench.definitions.claims import COHERENCE_SHARE, HALVED_SHARE, MMLU_CHANCE, TRAIT_FLOOR
 
@@ -26,6 +27,23 @@ SCORED_SHARE = 0.5
 """A cell where fewer of the answers have a trait score says nothing about it, and ends the curve of its doses."""
 _DOSED = ("single", "multi", "incremental")
 _PLACE = ("vector", "setting", "layers")
+TRADEOFF_TABLES: Mapping[str, tuple[str, ...]] = {
+    "tradeoff": (
+        *("trait", *CELL, "half", "n", "n_scored", *with_interval("trait_score", "coherence", "refusal_rate")),
+        *("coherent", "scoring", "mmlu_n", *with_interval("accuracy", "mmlu_difference"), "frontier", "log"),
+    ),
+    "tradeoff_summary": (
+        *("trait", "vector", "setting", "layers", "n_questions", "n_scored", "n_mmlu", "halved"),
+        *with_interval("unsteered", "halving_dose", "coherence_difference", "mmlu_difference", "control_difference"),
+        *("reason", "log"),
+    ),
+}
+"""Columns of the tables, in the order of the CSV files."""
+TRADEOFF_SORT: Mapping[str, tuple[str, ...]] = {
+    "tradeoff": ("trait", "vector", "setting", "layer", "layers", "coefficient"),
+    "tradeoff_summary": ("trait", "vector", "setting", "layers"),
+}
+"""Columns by which the rows are sorted."""
 
 
 @dataclass(frozen=True, eq=False)

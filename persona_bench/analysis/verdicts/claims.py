@@ -10,8 +10,8 @@ from persona_bench.analysis import statistics as st
 from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.grouping import Draw
 from persona_bench.analysis.samples.frames import Samples
-from persona_bench.analysis.tables.build import chosen_layers, vector_warnings
 from persona_bench.analysis.tables.finetuning import of_kind
+from persona_bench.analysis.tables.vectors import chosen_layers, vector_warnings
 from persona_bench.analysis.verdicts.capability import CAPABILITY_RULES
 from persona_bench.analysis.verdicts.decision import Rule, Run, decide, too_few, untestable
 from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES, Ruling

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from persona_bench.analysis.finding import Finding
-from persona_bench.analysis.tables.build import GATE_MIN_SCORED
+from persona_bench.analysis.tables.judge import GATE_MIN_SCORED
 from persona_bench.analysis.verdicts.decision import Rule, Run, untestable
 from persona_bench.definitions.claims import (
     GATE_AUROC,

@@ -16,10 +16,10 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import Draw, log_names, paired, scored, single
-from persona_bench.analysis.tables.build import choose_steering, control_of, steering_table
 from persona_bench.analysis.tables.hard_cases import judged_right, paired_cases
 from persona_bench.analysis.tables.method import beside_full, best_of, detectors, same_dose, shows
 from persona_bench.analysis.tables.monitoring import monitoring_points
+from persona_bench.analysis.tables.steering import choose_steering, control_of, steering_table
 from persona_bench.analysis.verdicts.bound import Bound
 from persona_bench.analysis.verdicts.finetuning import Ruling
 from persona_bench.definitions.claims import Claim

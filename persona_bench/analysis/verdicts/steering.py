@@ -10,7 +10,7 @@ import pandas as pd
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.finding import Finding
 from persona_bench.analysis.grouping import log_names, scored, single
-from persona_bench.analysis.tables.build import control_of
+from persona_bench.analysis.tables.steering import control_of
 from persona_bench.analysis.verdicts.bound import Bound
 from persona_bench.analysis.verdicts.decision import Rule, Run, decide, too_few, untestable
 from persona_bench.definitions.claims import (
