@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError, RunError
-from persona_bench.publishing import curated, publish
+from persona_bench.publishing import curated, publish, times_section
 from persona_bench.publishing.anonymous import Anonymous
 from persona_bench.publishing.markers import put, without_made
 from persona_bench.publishing.notes import filled
@@ -348,6 +349,26 @@ def test_notes_have_their_numbers_filled_in(root: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError) as error:
             made_pages(tmp_path / "r")
         one_line(error, words, "notes.md")
+
+
+def test_times_are_those_of_runs_that_hold_all_of_them(root: Path) -> None:
+    part, whole = published_runs(root / "results")
+    seconds = {"load": 20.0, "judge": 90.0, "elicit": 600.0, "steer and monitor": 6490.0}
+    held = {**whole.held, "timings": seconds, "machine": {"threads": 2, "processes": 4}}
+    held["weights"]["model"]["device"] = "cpu"
+    some = replace(part, held={**part.held, "timings": {"load": 20.0}})
+    assert "holds the times" in times_section.text([part, some])
+    assert times_section.text([some, replace(whole, held=held)]).splitlines() == [
+        "| minutes | other-1b, standard; cpu, 2 threads, 4 processes |",
+        "| --- | --- |",
+        *(
+            "| load | under 1 |",
+            "| judge | 2 |",
+            "| elicit | 10 |",
+            "| steer and monitor | 108 |",
+            "| all | 2.0 hours |",
+        ),
+    ]
 
 
 def test_a_page_without_its_place_is_one_line() -> None:

@@ -264,6 +264,8 @@ class Run(Training):
         return replace(samples, monitors=found)
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
+        import torch
+
         root = self.folder.resolve()
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.settings).items()},
@@ -278,6 +280,7 @@ class Run(Training):
                 for name, log in sorted(logs.items())
             },
             "pages": sorted(str(page.relative_to(self.folder)) for page in self.folder.glob("flagging/*/flagged.html")),
+            "machine": {"threads": torch.get_num_threads(), "processes": self.pool.n if self.pool else 1},
             "timings": self.record.timings,
             "warnings": sorted(set(self.record.warnings)),
             "deviations": self._deviations(),

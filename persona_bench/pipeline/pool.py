@@ -50,7 +50,7 @@ class Pool:
 
     def __init__(self, make: Callable[[], Worker], n: int, say: Say) -> None:
         context = get_context("spawn")
-        self._say = say
+        self.n, self._say = n, say
         self._workers = ProcessPoolExecutor(
             n, mp_context=context, initializer=_start, initargs=(make, n, _gpus(), context.Value("i", 0))
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from persona_bench.analysis.comparison import published_runs
 from persona_bench.files import write_atomic
-from persona_bench.publishing import eval_section, findings, judge_section, readme_section
+from persona_bench.publishing import eval_section, findings, judge_section, readme_section, times_section
 from persona_bench.publishing.markers import put
 
 README = "README.md"
@@ -24,6 +24,7 @@ def made_pages(root: Path) -> Mapping[str, str]:
     readme = _read(root, README)
     readme = put(readme, "results", readme_section.text(runs, root), README)
     readme = put(readme, "judge", judge_section.text(runs), README)
+    readme = put(readme, "times", times_section.text(runs), README)
     pages = {README: readme, FINDINGS: findings.page(runs)}
     for path in sorted(root.glob("evals/*/README.md")):
         name = path.relative_to(root).as_posix()

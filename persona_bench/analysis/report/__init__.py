@@ -31,7 +31,8 @@ def write_report(
     Args:
         folder: where the files go; is made where it does not exist.
         run: the content of run.json. Read, where present: model, preset, grader, seed, date, traits, evals,
-            extraction_filter, command, versions, weights, vectors, timings (seconds), logs, warnings, deviations.
+            extraction_filter, command, versions, weights, vectors, machine, timings (seconds), logs, warnings,
+            deviations.
         tables: as `build_tables` gives them.
         claims: as `judge_claims` gives it.
         figures: as `draw_all` gives them; the PNG files are shown.

@@ -434,6 +434,7 @@ def _provenance(run: Mapping[str, Any]) -> list[Block]:
     for key, title in (
         ("versions", "Versions"),
         ("weights", "Weights and their hashes"),
+        ("machine", "Threads and processes that the timings are of"),
         ("timings", "Time by stage, seconds"),
         ("logs", "Logs"),
     ):
