@@ -429,6 +429,17 @@ def test_between_the_bounds_nothing_is_decided(name: str, between: dict[str, Any
     assert verdict(world(**between), name)[0] == expected, verdict(world(**between), name)
 
 
+def test_a_penalty_is_not_judged_where_plain_finetuning_moves_the_model_away_from_the_vector() -> None:
+    away = world(own_shift=-1.0, held=0.1)
+    shift = away.shifts
+    told = verdict(away, "P8-projection-penalty-partial")
+    assert told[0] == "not testable" and "does not move the model along the vector (select half): -" in told[1]
+    # What the report half says does not open it.
+    report = set(ft.of_kind(away.finetuning, "trait").query("half == 'report'")["question_id"])
+    along = shift.assign(prompt_last=shift["prompt_last"] * np.where(shift["question_id"].isin(report), -1.0, 1.0))
+    assert verdict(replace(away, shifts=along), "P8-projection-penalty-partial") == told
+
+
 def test_only_the_report_half_decides_and_only_the_select_half_opens(truth: Samples) -> None:
     frame = truth.finetuning
     spoken = (frame["kind"] == "trait") & (frame["arm"] == "preventative")

@@ -359,7 +359,7 @@ def test_times_are_those_of_runs_that_hold_all_of_them(root: Path) -> None:
     some = replace(part, held={**part.held, "timings": {"load": 20.0}})
     assert "holds the times" in times_section.text([part, some])
     assert times_section.text([some, replace(whole, held=held)]).splitlines() == [
-        "| minutes | other-1b, standard; cpu, 2 threads, 4 processes |",
+        "| minutes | org/other-1b, standard; cpu, 2 threads, 4 processes |",
         "| --- | --- |",
         *(
             "| load | under 1 |",

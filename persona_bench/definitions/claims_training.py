@@ -177,7 +177,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         threshold=0.0,
         min_n=8,
-        not_testable_when=_NO_SHIFT,
+        not_testable_when=f"{_NO_SHIFT}, or plain finetuning does not move the model along the vector",
         words='reduces the shift "to some extent" while the trait is still expressed',
     ),
     Claim(

@@ -235,15 +235,31 @@ def _penalty(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
     found = _on_trait(samples, claim, trait, draw, arm=PENALTY, pairs=(kept,))
     if found.reason:
         return found
-    asked = set(of_kind(_half(samples.finetuning, "report"), "trait", trait=trait)["question_id"])
-    shifts = samples.shifts[samples.shifts["question_id"].isin(asked)]
-    parts = [shifts_of(shifts, trait, trait, family=trait, version=STRONGEST, arm=arm) for arm in (PENALTY, PLAIN)]
+    # The penalty is on the square of the shift: one against the vector it makes smaller by raising it.
+    plain = _shift_along(samples, trait, "select", PLAIN)
+    along = st.mean(
+        plain["shift"], plain["question_id"], rng=draw.rng("claims", "P8", trait, PLAIN), resamples=draw.resamples
+    )
+    if not along.low > 0:
+        return _untestable(
+            found,
+            "plain finetuning does not move the model along the vector (select half): "
+            f"{along.value:.3g} [{along.low:.3g}, {along.high:.3g}]",
+        )
+    parts = [_shift_along(samples, trait, "report", arm) for arm in (PENALTY, PLAIN)]
     seeds = set(parts[0]["seed"]) & set(parts[1]["seed"])
     held, free = (part[part["seed"].isin(seeds)] for part in parts)
     less = paired(held["shift"], held, free["shift"], free, draw, "claims", "P8", trait)
     if np.isnan(less.low):
         return _untestable(found, "the shift along the vector was not measured after the penalty and after plain")
     return Ruling((*found.bounds, Bound("shift to plain", less, -1)), counts=found.counts, log=found.log)
+
+
+def _shift_along(samples: Samples, trait: str, half: str, arm: str) -> pd.DataFrame:
+    """The shifts along the trait's own vector of models taught the trait, at the questions of a half."""
+    asked = set(of_kind(_half(samples.finetuning, half), "trait", trait=trait)["question_id"])
+    shifts = samples.shifts[samples.shifts["question_id"].isin(asked)]
+    return shifts_of(shifts, trait, trait, family=trait, version=STRONGEST, arm=arm)
 
 
 def _keeps_mmlu(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
