@@ -42,6 +42,7 @@ from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
 from persona_bench.pipeline.core import Record
+from persona_bench.pipeline.settings import STAGES
 from persona_bench.vectors.vector import PersonaVector
 from tests.test_calibration import labels
 
@@ -167,6 +168,7 @@ def test_runs_repeat_resume_and_finish(tmp_path: Path, _saved: Path, cache: Path
     timings = json.loads(next(killed.rglob("run.json")).read_text())["timings"]
     assert set(before) == {"load", "judge", "elicit", "extract", "steer and monitor"} and set(before) < set(timings)
     assert all(before[stage] < timings[stage] for stage in ("load", "judge"))
+    assert set(timings) == set(STAGES)
 
     claims = pd.read_csv(next(first.rglob("claims.csv")), keep_default_na=False)
     judged = claims[claims["claim"].map(lambda name: claim(name).judged) & (claims["verdict"] != "not run")]

@@ -27,6 +27,11 @@ NEED_VECTORS = frozenset(ALL_EVALS[2:])
 JUDGED = NEED_VECTORS - {"mmlu_preservation"}
 """Evals whose verdicts need a judge that was checked, so that asking for one of them checks it."""
 VERSIONED = ("persona-bench", "inspect-ai", "torch", "transformers", "numpy", "pandas", "scipy", "scikit-learn")
+STAGES = (
+    *("load", "judge", "elicit", "extract", "steer and monitor", "mmlu", "limits", "limits of the method", "finetune"),
+    *("flag", "analyse"),
+)
+"""What the seconds in run.json are of, in the order in which it is done."""
 
 Say = Callable[[str], None]
 

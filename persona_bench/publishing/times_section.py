@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.markdown import md
+from persona_bench.pipeline.settings import STAGES
 from persona_bench.publishing.words import label, table
 
 NOTHING = "No published run holds the times of all its stages yet; every `run.json` holds those of its own."
@@ -18,7 +19,7 @@ def text(runs: Sequence[Run]) -> str:
     whole = [run for run in runs if set(_NEEDED) <= set(_seconds(run))]
     if not whole:
         return NOTHING
-    stages = list(dict.fromkeys(stage for run in whole for stage in _seconds(run)))
+    stages = [stage for stage in STAGES if any(stage in _seconds(run) for run in whole)]
     rows = [[md(stage), *(_minutes(_seconds(run).get(stage)) for run in whole)] for stage in stages]
     rows.append(["all", *(f"{sum(_seconds(run).values()) / 3600:.1f} hours" for run in whole)])
     return table(["minutes", *(f"{md(label(run))}; {_where(run)}" for run in whole)], rows)
