@@ -30,6 +30,7 @@ from persona_bench.analysis.figures.drawing import (
     trait_colours,
 )
 from persona_bench.analysis.tables.files import read_tables, write_tables
+from persona_bench.analysis.tables.tradeoff import SCORED_SHARE
 from persona_bench.analysis.terminal import read_claims
 from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
 from persona_bench.errors import DataError
@@ -207,7 +208,7 @@ def _steering(runs: Sequence[Run]) -> Figure | None:
     if not lines:
         return None
     figure = new_figure(4.4, width=2.6 * len(lines) + 0.6)
-    panels = list(np.atleast_1d(figure.subplots(1, len(lines), sharey=True)))
+    panels = list(np.atleast_1d(figure.subplots(1, len(lines), sharex=True, sharey=True)))
     colours = _colours(runs)
     for axes, (run, line) in zip(panels, lines, strict=True):
         axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
@@ -223,7 +224,10 @@ def _steering(runs: Sequence[Run]) -> Figure | None:
     panels[0].set_ylabel("change in trait score (points)")
     _shared_legend(figure, panels)
     n = int(sum(line["n"].sum() for _, line in lines))
-    note = "At each trait's chosen layer, report half. Bars: 95 % intervals, bootstrapped by question."
+    note = (
+        "At each trait's chosen layer, report half, where half of the answers or more have a score. "
+        "Bars: 95 % intervals, bootstrapped by question."
+    )
     put_foot(figure, _caption([run for run, _ in lines]).line(n), note)
     return figure
 
@@ -247,9 +251,13 @@ def _errors(
 
 
 def _chosen_line(run: Run) -> pd.DataFrame:
-    """The report-half cells at each trait's chosen layer, with the random ones of the layer nearest to it."""
+    """The report-half cells at each trait's chosen layer, with the random ones of the layer nearest to it.
+
+    As for the choice, a cell where too few of the answers have a score says nothing: two would set the scale for all.
+    """
     cells, choice = run.tables["steering"], run.tables["steering_choice"]
-    report = cells[cells["half"] == "report"].dropna(subset=["difference"])
+    report = cells[(cells["half"] == "report") & (cells["n_scored"] >= SCORED_SHARE * cells["n"])]
+    report = report.dropna(subset=["difference"])
     parts = [report.iloc[:0]]
     for _, chosen in choice[(choice["sign"] == "positive") & choice["layer"].notna()].iterrows():
         for vector in ("persona", "random"):
