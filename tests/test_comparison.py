@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from persona_bench.analysis.comparison import _coverage, draw_results, read_runs
+from persona_bench.analysis.comparison import _coverage, _steering, draw_results, read_runs
 from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.files import write_tables
@@ -94,6 +94,22 @@ def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path)
     assert all(patch.get_x() % 1 < 0.1 for patch in both)
     headings = [label.get_text() for label in axes.get_xticklabels()]
     assert "135M llama" in headings[0] and "1.24B llama" in headings[1] and "bfloat16, quick" in headings[0]
+
+
+def test_steering_side_by_side_leaves_out_doses_with_few_scores(results: Path) -> None:
+    run = read_runs(results)[0]
+
+    def doses() -> set[float]:
+        figure = _steering([run])
+        assert figure is not None
+        return {round(float(x), 2) for line in figure.axes[0].get_lines()[1:] for x in line.get_xdata()}
+
+    cells = run.tables["steering"]
+    at_top = cells["relative_dose"].astype(float) == cells["relative_dose"].astype(float).max()
+    top = round(float(cells["relative_dose"].max()), 2)
+    assert top in doses()
+    run.tables["steering"] = cells.assign(n_scored=cells["n_scored"].where(~at_top, cells["n"] // 2 - 1))
+    assert doses() and top not in doses()
 
 
 def test_a_run_that_does_not_say_what_its_model_is_is_unknown() -> None:
