@@ -38,6 +38,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     no_vector: dict[str, str] = field(default_factory=dict)
     _kept: tuple[Path, str] | None = None
+    _at_work: tuple[str, float] | None = None
 
     def go_on(self, path: Path, fingerprint: str) -> None:
         """Keep the seconds of stages in a file, beginning with what calls with these settings left there.
@@ -57,14 +58,21 @@ class Record:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Seconds of a stage, all calls that did part of it together; of one that was killed they are lost."""
-        started, before = time.monotonic(), self.timings.get(stage, 0.0)
+        self._at_work = (stage, time.monotonic() - self.timings.get(stage, 0.0))
         try:
             yield
         finally:
-            self.timings[stage] = round(before + time.monotonic() - started, 2)
+            self.timings, self._at_work = self.so_far(), None
             if self._kept is not None:
                 path, fingerprint = self._kept
                 write_atomic(path, json.dumps({"fingerprint": fingerprint, "timings": self.timings}) + "\n")
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds of every stage, of the one at work until now."""
+        if self._at_work is None:
+            return self.timings
+        stage, started = self._at_work
+        return {**self.timings, stage: round(time.monotonic() - started, 2)}
 
 
 class Core:

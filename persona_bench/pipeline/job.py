@@ -281,7 +281,7 @@ class Run(Training):
             },
             "pages": sorted(str(page.relative_to(self.folder)) for page in self.folder.glob("flagging/*/flagged.html")),
             "machine": {"threads": torch.get_num_threads(), "processes": self.pool.n if self.pool else 1},
-            "timings": self.record.timings,
+            "timings": self.record.so_far(),
             "warnings": sorted(set(self.record.warnings)),
             "deviations": self._deviations(),
         }
