@@ -33,6 +33,7 @@ from persona_bench.analysis.verdicts.claims import judge_claims
 from persona_bench.cli import main
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError, RunError
+from persona_bench.pipeline.settings import STAGES
 from persona_bench.publishing import curated, publish, times_section
 from persona_bench.publishing.anonymous import Anonymous
 from persona_bench.publishing.markers import put, without_made
@@ -353,7 +354,7 @@ def test_notes_have_their_numbers_filled_in(root: Path, tmp_path: Path) -> None:
 
 def test_times_are_those_of_runs_that_hold_all_of_them(root: Path) -> None:
     part, whole = published_runs(root / "results")
-    seconds = {"elicit": 600.0, "judge": 90.0, "load": 20.0, "steer and monitor": 6490.0}  # as JSON is sorted
+    seconds = {stage: 60.0 for stage in sorted(STAGES)} | {"load": 20.0, "judge": 90.0, "finetune": 6550.0}
     held = {**whole.held, "timings": seconds, "machine": {"threads": 2, "processes": 4}}
     held["weights"]["model"]["device"] = "cpu"
     some = replace(part, held={**part.held, "timings": {"load": 20.0}})
@@ -364,8 +365,9 @@ def test_times_are_those_of_runs_that_hold_all_of_them(root: Path) -> None:
         *(
             "| load | under 1 |",
             "| judge | 2 |",
-            "| elicit | 10 |",
-            "| steer and monitor | 108 |",
+            *(f"| {stage} | 1 |" for stage in STAGES[2:8]),
+            "| finetune | 109 |",
+            *(f"| {stage} | 1 |" for stage in STAGES[9:]),
             "| all | 2.0 hours |",
         ),
     ]

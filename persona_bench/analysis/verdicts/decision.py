@@ -18,7 +18,15 @@ from persona_bench.definitions.claims import (
 
 @dataclass(frozen=True)
 class Run:
-    """What every rule may look at."""
+    """What every rule may look at.
+
+    Attributes:
+        samples: what was measured.
+        tables: as `build_tables` gives them.
+        layers: trait -> chosen layer.
+        seed: of the resampling.
+        resamples: bootstrap resamples for each interval.
+    """
 
     samples: Samples
     tables: Mapping[str, pd.DataFrame]
