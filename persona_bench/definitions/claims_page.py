@@ -14,8 +14,8 @@ Made from `persona_bench/definitions/claims*.py` by `make docs`; do not edit.
 
 Every claim of the paper (arXiv 2507.21509 v3) and every limit that it states, with what decides it. The rules were
 written before any result; what was added later says so. A verdict is `supported`, `contradicted`, `inconclusive`,
-`not testable` or `not run`; judged claims need a judge that passes its gate (J-judge-valid), and all tests of a run share one correction (Holm). "Not
-found" means that no source at hand gave the number."""
+`not testable` or `not run`; judged claims need a judge that passes its gate (J-judge-valid), and all tests of a run
+share one correction (Holm). "Not found" means that no source at hand gave the number."""
 
 
 def claims_page() -> str:

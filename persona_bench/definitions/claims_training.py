@@ -174,7 +174,7 @@ CLAIMS: tuple[Claim, ...] = (
             "On the report half: supported if the shift along v falls (95 % interval below 0) and the trait score "
             "still lies above that before finetuning (95 % interval above 0); contradicted if the shift does not fall "
             "or the trait does not rise (either interval on the other side); otherwise inconclusive. That plain "
-            "finetuning must move the model along v (select half) was added after a run that had moved the other way."
+            "finetuning must move the model along v (select half) was added after a run where it had moved against v."
         ),
         threshold=0.0,
         min_n=8,
