@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from persona_bench.analysis.comparison import _coverage, _steering, draw_results, read_runs
+from persona_bench.analysis.comparison import _coverage, _steering, draw_results
 from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
+from persona_bench.analysis.runs import read_runs
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.files import write_tables
 from persona_bench.analysis.verdicts.claims import judge_claims

@@ -26,7 +26,8 @@ from inspect_ai.log import (
 from inspect_ai.model import ModelConfig
 
 from persona_bench import pipeline
-from persona_bench.analysis.comparison import draw_results, published_runs, read_run
+from persona_bench.analysis.comparison import draw_results
+from persona_bench.analysis.runs import published_runs, read_run
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.files import write_tables
 from persona_bench.analysis.verdicts.claims import judge_claims

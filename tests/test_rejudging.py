@@ -14,7 +14,7 @@ import pytest
 from inspect_ai.log import EvalLog, EvalSample
 
 from persona_bench import pipeline
-from persona_bench.analysis.grader_change import CHANGE, counts, grader_change, read_change
+from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, counts, read_change, verdict_change
 from persona_bench.analysis.samples.collect import read_logs
 from persona_bench.analysis.terminal import read_claims
 from persona_bench.errors import RunError
@@ -86,7 +86,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_same_grader_changes_nothing(world: World, tmp_path: Path) -> None:
     folder, held, _ = world.rejudge(world.model, tmp_path)
     assert files(folder) == files(world.done.folder)
-    change = read_change(folder / f"{CHANGE}.csv")
+    change = read_change(folder / f"{GRADER_CHANGE}.csv")
     assert len(change) and not change["changed"].any()
     assert held["rejudged"]["logs"] == {name: log.eval.eval_id for name, log in world.done.logs.items()}
 
@@ -107,9 +107,9 @@ def test_another_grader_judges_the_same_responses(world: World, second: tuple[Pa
     assert ours["tables/elicitation.csv"] != theirs["tables/elicitation.csv"]
     assert json.loads(ours["judge.json"])["evil"]["grader"] == f"persona/{world.twin}"
     assert any("judge of evil: probe" in line for line in said)
-    expected = grader_change(read_claims(world.done.folder / "claims.csv"), read_claims(folder / "claims.csv"))
+    expected = verdict_change(read_claims(world.done.folder / "claims.csv"), read_claims(folder / "claims.csv"))
     pd.testing.assert_frame_equal(
-        read_change(folder / f"{CHANGE}.csv"), expected, check_dtype=False, check_exact=False, rtol=1e-4
+        read_change(folder / f"{GRADER_CHANGE}.csv"), expected, check_dtype=False, check_exact=False, rtol=1e-4
     )
     report = (folder / "report.md").read_text()
     assert "## A second grader" in report and "verdicts change with the grader" in report and "same vectors" in report
@@ -155,7 +155,7 @@ def test_it_is_published_within_the_run_it_judges(
     one_line(error, "publish that one first")
     base = publish(world.done.folder, tmp_path, allow_quick=True).folder
     made = publish(second[0], tmp_path, allow_quick=True)
-    assert made.folder.parent == base / "rejudged" and (made.folder / f"{CHANGE}.csv").is_file()
+    assert made.folder.parent == base / "rejudged" and (made.folder / f"{GRADER_CHANGE}.csv").is_file()
     assert not publish(world.done.folder, tmp_path, allow_quick=True).changed and made.folder.is_dir()
 
 
@@ -166,8 +166,8 @@ def test_a_change_is_a_verdict_that_differs() -> None:
 
     first = claims(B="supported", A="supported", C="not run", D="not run")
     second = claims(B="supported", A="inconclusive", C="contradicted", D="not run")
-    change = grader_change(first, second)
+    change = verdict_change(first, second)
     assert list(change["claim"]) == ["B", "A", "C"] and list(change["changed"]) == [False, True, True]
-    said = counts(change)
+    said = counts(change, "the grader")
     assert said.startswith("2 of 3 verdicts change") and "1 from supported to inconclusive" in said
-    assert said.endswith("of 2 that the first grader supported or contradicted, 1 stand")
+    assert said.endswith("of 2 that the first supported or contradicted, 1 stand and 0 turn into the opposite")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, main, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, main, print_table, say, some_grader
+from persona_bench.errors import DataError
 from persona_bench.pipeline import DEFAULT_GRADER
 
 
@@ -79,14 +80,57 @@ def rejudge(run_folder: Path, grader: str, out: Path) -> None:
     folder of its own, with grader_change.csv; interrupted, the same command goes on where it stopped.
     """
     from persona_bench import pipeline
-    from persona_bench.analysis.grader_change import CHANGE, counts, read_change
+    from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, counts, read_change
 
     command = shlex.join(["persona-bench", *sys.argv[1:]])
     folder, held = pipeline.rejudge(run_folder, grader, out, say, command)
     for warning in held["warnings"]:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{counts(read_change(folder / f'{CHANGE}.csv'))}.")
+    click.echo(f"{counts(read_change(folder / f'{GRADER_CHANGE}.csv'), 'the grader')}.")
     click.echo(f"Report: {folder / 'report.html'}")
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Also write both side by side there, as CSV.")
+@click.option("--note", default="", help="What else a reader should know of the two; kept with --out.")
+def compare(first: Path, second: Path, out: Path | None, note: str) -> None:
+    """Compare two runs: which verdicts changed, how many estimates lie in the first one's intervals?
+
+    FIRST and SECOND are OUT/<model>/<preset> of `run`, or their published form. Exit code 0 where every verdict is the
+    same, 1 where one changed, 2 where they could not be compared.
+    """
+    from persona_bench.analysis.changes.runs import compare_runs
+    from persona_bench.analysis.report.content import number
+    from persona_bench.analysis.report.controls import spread
+    from persona_bench.analysis.runs import read_run
+
+    for folder in (first, second):
+        if not (folder / "run.json").is_file():
+            raise DataError(f"{folder} holds no finished run: no run.json; name a folder OUT/<model>/<preset>")
+    compared = compare_runs(read_run(first / "run.json"), read_run(second / "run.json"), note)
+    if out is not None:
+        compared.write(out)
+    if compared.differing:
+        print_table("What differs between the runs", ("", "first", "second"), compared.differing)
+    if len(compared.vectors):
+        vectors = compared.vectors.map(number).itertuples(index=False)
+        print_table("Vectors: chosen layers, and cosines of both at these", compared.vectors.columns, vectors)
+    changed = compared.verdicts[compared.verdicts["changed"]]
+    if len(changed):
+        both = [
+            [f"{row[f'verdict_{n}']} {spread(row[f'estimate_{n}'], row[f'ci_low_{n}'], row[f'ci_high_{n}'])}"
+             for n in ("first", "second")]
+            for _, row in changed.iterrows()
+        ]  # fmt: skip
+        rows = zip(changed["claim"], changed["trait"], *zip(*both, strict=True), strict=True)
+        print_table("Verdicts that changed", ("claim", "trait", "first", "second"), rows)
+    for sentence in compared.sentences():
+        click.echo(sentence)
+    if out is not None:
+        click.echo(f"Both side by side: {out}")
+    sys.exit(int(len(changed) > 0))
 
 
 @main.command()

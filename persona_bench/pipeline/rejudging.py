@@ -239,9 +239,9 @@ class Rejudged(Run):
 
     def compare(self, claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Both graders' verdicts."""
-        from persona_bench.analysis.grader_change import CHANGE, grader_change
+        from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, verdict_change
 
-        return {CHANGE: grader_change(self._first_claims, claims)}
+        return {GRADER_CHANGE: verdict_change(self._first_claims, claims)}
 
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         told = {

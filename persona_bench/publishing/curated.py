@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from persona_bench.analysis.comparison import read_run
 from persona_bench.analysis.report.content import make_report
 from persona_bench.analysis.report.markdown import markdown_text
+from persona_bench.analysis.runs import read_run
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, write_atomic
 from persona_bench.publishing.anonymous import Anonymous
@@ -27,8 +27,8 @@ from persona_bench.vectors.vector import PersonaVector
 
 HEADERS = "log_headers"
 """Not `logs`: what resumes a run looks there for samples, and git ignores full logs."""
-KEPT = ("notes.md", "rejudged")
-"""What a new version of a run keeps of the old one: what a person wrote, and what another grader said."""
+KEPT = ("notes.md", "rejudged", "compared")
+"""What a new version of a run keeps of the old one: a person's notes, another grader's word, and other runs beside."""
 FIGURES = "paper_figures"
 SMALL = "quick"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
-from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.runs import Run
 from persona_bench.definitions.claims import Claim
-from persona_bench.publishing import regraded
+from persona_bench.publishing import regraded, repeated
 from persona_bench.publishing.notes import filled
 from persona_bench.publishing.words import MEASURED, label, paper, ran, reasons, rows_of, sentence, tally, traits_of
 
@@ -51,8 +51,9 @@ def page(runs: Sequence[Run]) -> str:
         if some:
             parts += [f"## {title}", words, "\n".join(_bullet(claim, runs) for claim in some)]
     parts += ["## What could not be tested, and why", *(part for run in runs for part in _untested(run))]
-    parts += list(_grader_part(runs))
-    parts += list(_notes(runs))
+    parts += list(_beside("What the same command gave before", repeated.told, runs))
+    parts += list(_beside("What another grader says of the same responses", regraded.told, runs))
+    parts += list(_beside("Looked into", lambda run: iter([filled(run)]), runs))
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,18 +87,10 @@ def _untested(run: Run) -> Iterator[str]:
         yield "Not run:\n\n" + "\n".join(f"- {line}" for line in reasons(left))
 
 
-def _grader_part(runs: Sequence[Run]) -> Iterator[str]:
-    said = [(run, told) for run in runs for told in regraded.told(run)]
+def _beside(title: str, told: Callable[[Run], Iterator[str]], runs: Sequence[Run]) -> Iterator[str]:
+    """A part about what lies beside the runs' own results, where anything does."""
+    said = [(run, text) for run in runs for text in told(run) if text]
     if said:
-        yield "## What another grader says of the same responses"
-        for run, told in said:
-            yield f"### {md(label(run))}\n\n{told}"
-
-
-def _notes(runs: Sequence[Run]) -> Iterator[str]:
-    said = [(run, filled(run)) for run in runs]
-    if any(text for _, text in said):
-        yield "## Looked into"
+        yield f"## {title}"
         for run, text in said:
-            if text:
-                yield f"### {md(label(run))}\n\n{text}"
+            yield f"### {md(label(run))}\n\n{text}"

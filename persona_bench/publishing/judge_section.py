@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.runs import Run
 from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.publishing.words import label, table
 

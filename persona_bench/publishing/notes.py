@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.controls import spread
+from persona_bench.analysis.runs import Run
 from persona_bench.errors import DataError
 
 NAME = "notes.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from persona_bench.analysis.comparison import published_runs
+from persona_bench.analysis.runs import published_runs
 from persona_bench.files import write_atomic
 from persona_bench.publishing import eval_section, findings, judge_section, readme_section, times_section
 from persona_bench.publishing.markers import put

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from persona_bench.analysis.comparison import COMPARISON, COVERAGE, Run
+from persona_bench.analysis.comparison import COMPARISON, COVERAGE
 from persona_bench.analysis.coverage import size
 from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.runs import Run
 from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.publishing.words import cell, folded, label, paper, ran, rows_of, table, traits_of

@@ -5,37 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from persona_bench.analysis.comparison import Run
-from persona_bench.analysis.grader_change import CHANGE, counts, read_change
-from persona_bench.analysis.report.controls import spread
+from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, counts, read_change
 from persona_bench.analysis.report.markdown import md
-from persona_bench.publishing.words import named, table
+from persona_bench.analysis.runs import Run
+from persona_bench.publishing.words import changed_verdicts
 
 
 def told(run: Run) -> Iterator[str]:
     """A text a grader that judged the run's responses again."""
-    for path in sorted(run.folder.glob(f"rejudged/*/{CHANGE}.csv")):
+    for path in sorted(run.folder.glob(f"rejudged/*/{GRADER_CHANGE}.csv")):
         change = read_change(path)
         changed = change[change["changed"]]
-        parts = [f"[{md(path.parent.name)}](../{_relative(run, path.parent)}/report.md): {md(counts(change))}."]
+        said = md(counts(change, "the grader"))
+        parts = [f"[{md(path.parent.name)}](../{_relative(run, path.parent)}/report.md): {said}."]
         if len(changed):
-            parts.append(
-                table(
-                    ["claim", "trait", f"by {md(run.caption.grader)}", f"by {md(path.parent.name)}"],
-                    [
-                        [
-                            f"[{row['claim']}](claims.md#{str(row['claim']).lower()})",
-                            named([row["trait"]]),
-                            *(
-                                f"{row[f'verdict_{n}']}: "
-                                + spread(row[f"estimate_{n}"], row[f"ci_low_{n}"], row[f"ci_high_{n}"])
-                                for n in ("first", "second")
-                            ),
-                        ]
-                        for _, row in changed.iterrows()
-                    ],
-                )
-            )
+            graders = (f"by {md(run.caption.grader)}", f"by {md(path.parent.name)}")
+            parts.append(changed_verdicts(changed, graders))
         yield "\n\n".join(parts)
 
 

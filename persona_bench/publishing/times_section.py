@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.runs import Run
 from persona_bench.pipeline.settings import STAGES
 from persona_bench.publishing.words import label, table
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from persona_bench.analysis.comparison import Run
 from persona_bench.analysis.report.controls import spread
 from persona_bench.analysis.report.markdown import md
+from persona_bench.analysis.runs import Run
 from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, NOT_FOUND, Claim
 
@@ -119,6 +119,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table of cells that are Markdown already."""
     lines = [list(head), ["---"] * len(head), *map(list, rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def changed_verdicts(changed: pd.DataFrame, heads: Sequence[str]) -> str:
+    """A table of verdicts that two runs or graders give otherwise, from `verdict_change`; `heads` name the two."""
+    rows = [
+        [
+            f"[{row['claim']}](claims.md#{str(row['claim']).lower()})",
+            named([row["trait"]]),
+            *(
+                f"{row[f'verdict_{n}']}: {spread(row[f'estimate_{n}'], row[f'ci_low_{n}'], row[f'ci_high_{n}'])}"
+                for n in ("first", "second")
+            ),
+        ]
+        for _, row in changed.iterrows()
+    ]
+    return table(["claim", "trait", *heads], rows)
 
 
 def folded(title: str, inside: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, counts
 from persona_bench.analysis.figures.drawing import slug
-from persona_bench.analysis.grader_change import CHANGE, counts
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
 from persona_bench.analysis.tables.judge import BASELINE
@@ -120,8 +120,11 @@ _REPRODUCTION = (
     "What differs even there: dates and timings in run.json, names, ids and usage in logs, and so the log ids that a "
     "vector's file and run.json name.",
     "On another machine, on a GPU or in float32, responses are sampled from numbers that differ in their last digits: "
-    "expect scores, counts of outcomes, estimates, intervals, p values, vectors and chosen layers within the intervals "
-    "and not the same, and a verdict near its threshold may change.",
+    "the experiment is repeated, not its bytes. Expect scores, rates, correlations and accuracies within the intervals "
+    "about as often as a repeated measurement is, vectors that point nearly the same way, and other verdicts near "
+    "their thresholds; `persona-bench compare FIRST SECOND` says how far two runs agree.",
+    "A repetition may choose another layer, and then all that is in units of a vector is other (projections, shifts): "
+    "their intervals hold the vector and its layer fixed.",
     "The same everywhere: questions, prompts, conditions, cells and their relative doses, halves, seeds, how many "
     "responses are asked for, labelled answers, the paper's values and the rules of all claims.",
 )
@@ -389,7 +392,7 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
         for _, row in in_use.iterrows()
     ]
     sections = [
-        *([_second_grader(run, tables[CHANGE])] if CHANGE in tables else []),
+        *([_second_grader(run, tables[GRADER_CHANGE])] if GRADER_CHANGE in tables else []),
         Section("Figures", list(images) or [Text("No figure was drawn.")]),
         Section("Method", [Items(_METHOD)]),
         Section("Judge validity", [Items(checked) if checked else Text("The judge was not checked.")]),
@@ -410,12 +413,13 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
 def _second_grader(run: Mapping[str, Any], change: pd.DataFrame) -> Section:
     """What another grader says of the same responses."""
     told = run.get("rejudged") or {}
-    blocks: list[Block] = [Text(f"{counts(change)}. First: {told.get('grader', 'unnamed')}; second: {run['grader']}.")]
+    said = f"{counts(change, 'the grader')}. First: {told.get('grader', 'unnamed')}; second: {run['grader']}."
+    blocks: list[Block] = [Text(said)]
     blocks.append(Items([str(text) for text in told.get("stays", [])]))
     changed = change[change["changed"].astype(str) == "True"]
     if len(changed):
         blocks.append(Table("Verdicts that changed", changed.drop(columns="changed")))
-    return Section("A second grader", [*blocks, _cut(Table("All verdicts by both", change), CHANGE)])
+    return Section("A second grader", [*blocks, _cut(Table("All verdicts by both", change), GRADER_CHANGE)])
 
 
 def _cut(table: Table, name: str) -> Table:

@@ -45,7 +45,7 @@ TABLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """The columns of each table, in the order of the CSV file; `warning` is the one its trait's vector carries."""
 
-_SORT: Mapping[str, tuple[str, ...]] = {
+ROW_ORDER: Mapping[str, tuple[str, ...]] = {
     **JUDGE_SORT,
     **HARD_CASE_SORT,
     **PANEL_SORT,
@@ -62,6 +62,7 @@ _SORT: Mapping[str, tuple[str, ...]] = {
     **EVASION_SORT,
     **METHOD_SORT,
 }
+"""Columns by which a table's rows are sorted; with the names of logs and vectors among them, they tell rows apart."""
 
 
 def frame(name: str, rows: Iterable[Row]) -> pd.DataFrame:
@@ -71,4 +72,4 @@ def frame(name: str, rows: Iterable[Row]) -> pd.DataFrame:
 
 def ordered(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table in their order."""
-    return table.sort_values(list(_SORT[name]), kind="stable", ignore_index=True) if len(table) else table
+    return table.sort_values(list(ROW_ORDER[name]), kind="stable", ignore_index=True) if len(table) else table

@@ -1,4 +1,4 @@
-"""Verdicts of two graders on the same responses, side by side."""
+"""Verdicts of two runs, or of two graders on the same responses, side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pandas as pd
 
 from persona_bench.errors import DataError
 
-CHANGE = "grader_change"
+GRADER_CHANGE = "grader_change"
+"""The file of a run that another grader judged again."""
 _BOTH = ("verdict", "estimate", "ci_low", "ci_high", "n", "reason")
 CHANGE_COLUMNS = (
     *("claim", "trait", "changed", "verdict_first", "verdict_second"),
@@ -18,12 +19,12 @@ CHANGE_COLUMNS = (
 DECIDED = ("supported", "contradicted")
 
 
-def grader_change(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+def verdict_change(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """One row a claim and trait that either has run.
 
     Args:
-        first: claims by the first grader, as `judge_claims` gives them or their file holds them.
-        second: by the second.
+        first: claims of the first run, as `judge_claims` gives them or their file holds them.
+        second: of the second.
 
     Returns:
         Both verdicts, estimates, intervals, numbers of samples and reasons; `changed` is about the verdict alone.
@@ -38,16 +39,22 @@ def grader_change(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return both[list(CHANGE_COLUMNS)].astype({"changed": bool})
 
 
-def counts(change: pd.DataFrame) -> str:
-    """How many verdicts changed, and from what to what."""
+def counts(change: pd.DataFrame, cause: str) -> str:
+    """How many verdicts changed, and from what to what.
+
+    Args:
+        change: as `verdict_change` gives it or its file holds it.
+        cause: what the two differ in, such as "the grader".
+    """
     changed = change[change["changed"].astype(str) == "True"]
     ways = Counter(zip(changed["verdict_first"], changed["verdict_second"], strict=True))
     told = "".join(f"; {n} from {old} to {new}" for (old, new), n in sorted(ways.items(), key=lambda item: -item[1]))
     decided = change[change["verdict_first"].isin(DECIDED)]
     kept = int((decided["verdict_first"] == decided["verdict_second"]).sum())
+    turned = int((decided["verdict_second"].isin(DECIDED)).sum()) - kept
     return (
-        f"{len(changed)} of {len(change)} verdicts change with the grader{told}; of {len(decided)} that the first "
-        f"grader supported or contradicted, {kept} stand"
+        f"{len(changed)} of {len(change)} verdicts change with {cause}{told}; of {len(decided)} that the first "
+        f"supported or contradicted, {kept} stand and {turned} turn into the opposite"
     )
 
 
@@ -67,4 +74,4 @@ def read_change(path: Path) -> pd.DataFrame:
         )
         return found[list(CHANGE_COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"cannot read {path}: {error}; make it again with `persona-bench rejudge`") from error
+        raise DataError(f"cannot read {path}: {error}; make it again") from error
