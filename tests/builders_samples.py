@@ -7,6 +7,8 @@ import pandas as pd
 
 from persona_bench.analysis.samples.frames import SAMPLE_COLUMNS, SIGNALS, Samples
 
+COSINE_HALF = 0.02
+"""Half the width of the interval of every cosine."""
 SETTING = {"none": "none", "prompt": "system_prompt"}
 
 
@@ -256,16 +258,20 @@ def _mmlu(w: World, rng) -> pd.DataFrame:
 
 def _vectors(w: World) -> pd.DataFrame:
     rows = [
-        (trait, layer, 2.0, 10.0, w.refusal_cosine, 40, 42, "", layer == w.layers[-1], f"{trait}-abc123")
+        (trait, layer, 2.0, 10.0, *_ends(w.refusal_cosine), 40, 42, "", layer == w.layers[-1], f"{trait}-abc123")
         for trait in w.traits
         for layer in range(17)
     ]
-    columns = "trait layer norm residual_norm refusal_cosine n_positive n_negative warning chosen vector_id".split()
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS["vectors"]))
+
+
+def _ends(cosine: float) -> tuple[float, float, float]:
+    return cosine, cosine - COSINE_HALF, cosine + COSINE_HALF
 
 
 def _cosines(w: World) -> pd.DataFrame:
-    rows = [(a, b, layer, w.cosine, 576) for a in w.traits for b in w.traits if a != b for layer in range(1, 17)]
+    pairs = [(a, b) for a in w.traits for b in w.traits if a != b]
+    rows = [(*pair, layer, *_ends(w.cosine), 576) for pair in pairs for layer in range(1, 17)]
     return pd.DataFrame(rows, columns=list(SAMPLE_COLUMNS["cosines"]))
 
 

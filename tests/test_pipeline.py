@@ -313,6 +313,24 @@ def test_what_is_planned_is_what_is_judged(done: Done) -> None:
     assert sum(found.values()) == done.planned
 
 
+def test_what_a_vector_is_made_of_is_kept_and_made_again_where_it_is_gone(done: Done, _saved: Path) -> None:
+    beside = done.folder / "vectors" / "by_question" / "evil.safetensors"
+    before = beside.read_bytes()
+    table = pd.read_csv(done.folder / "tables" / "vectors.csv")
+    assert (table["refusal_cosine_low"] < table["refusal_cosine"]).all()
+    settings = pipeline.Settings(model=str(_saved), grader=done.held["grader"], traits=("evil",))
+    work = pipeline.Run(settings, done.folder, done.said.append)
+    work.load()
+    beside.unlink()
+    vectors = work.extract()
+    assert beside.read_bytes() == before and vectors["evil"].hash == done.held["vectors"]["evil"]
+    # Another vector's would give it wrong intervals.
+    beside.write_bytes(before.replace(vectors["evil"].hash.encode(), b"0" * 64))
+    with pytest.raises(RunError, match="not of the evil vector"):
+        work._question_sums(vectors)
+    beside.write_bytes(before)
+
+
 def test_the_logs_of_one_task_are_read_alone(done: Done) -> None:
     found = read_logs(done.folder / "logs", "trait_steering")
     assert {name: log.eval.eval_id for name, log in found.items()} == {

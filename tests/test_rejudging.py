@@ -79,7 +79,8 @@ def responses(logs: dict[str, EvalLog]) -> dict[tuple[str, str, int], tuple[str,
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    paths = [*folder.glob("tables/*.csv"), *folder.glob("vectors/*"), folder / "claims.csv", folder / "judge.json"]
+    paths = [*folder.glob("tables/*.csv"), *folder.glob("vectors/**/*.safetensors")]
+    paths += [folder / "claims.csv", folder / "judge.json"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

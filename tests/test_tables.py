@@ -9,7 +9,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
-from persona_bench.analysis.grouping import scored
+from persona_bench.analysis import statistics as st
+from persona_bench.analysis.grouping import Draw, scored
 from persona_bench.analysis.samples.collect import collect
 from persona_bench.analysis.samples.frames import Samples
 from persona_bench.analysis.tables.build import build_tables
@@ -18,10 +19,11 @@ from persona_bench.analysis.tables.finetuning import FINETUNING_TABLES
 from persona_bench.analysis.tables.flagging import FLAGGING_TABLES
 from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.analysis.tables.layout import TABLE_COLUMNS
-from persona_bench.analysis.tables.steering import choose_steering, control_of
+from persona_bench.analysis.tables.steering import choose_steering, control_of, steering_table, with_layer_share
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
+from tests.conftest import one_line
 
 FAST = 200
 
@@ -460,3 +462,53 @@ def test_cosines_are_those_of_the_vectors_at_every_layer():
     ]
     assert found["cosine"].to_numpy() == pytest.approx(angles[1:].cos().tolist() * 2, abs=1e-6)
     assert set(found["width"]) == {3}
+
+
+def test_a_column_of_a_later_version_is_empty_and_a_lost_key_is_said(tables, tmp_path):
+    write_tables({name: tables[name] for name in ("steering", "steering_choice")}, tmp_path)
+    path = tmp_path / "steering_choice.csv"
+    whole = pd.read_csv(path, keep_default_na=False)
+    whole.drop(columns=["layer_share", "reason"]).to_csv(path, index=False)
+    found = read_tables(tmp_path)["steering_choice"]
+    assert found["layer_share"].isna().all() and (found["reason"] == "").all()
+    assert list(found["layer"].dropna()) == list(tables["steering_choice"]["layer"].dropna())
+    whole.drop(columns="sign").to_csv(path, index=False)
+    with pytest.raises(DataError) as error:
+        read_tables(tmp_path)
+    one_line(error, str(path), "lacks the column(s) sign")
+
+
+def test_layer_share_is_the_rule_put_to_each_resample(samples):
+    """The choice made anew from answers repeated as often as their question was drawn."""
+    draw = Draw(3, 30)
+    few = samples.steering[samples.steering["vector"].isin(["none", "persona"])]
+    noise = np.random.default_rng(0).normal(0, 30, len(few))
+    noisy = few.assign(trait_score=np.clip(few["trait_score"] + noise, 0, 100))
+    noisy = noisy.reset_index(drop=True)
+    choice = choose_steering(steering_table(noisy, Draw(0, 1)))
+    found = with_layer_share(choice, noisy, draw)
+    assert list(found.drop(columns="layer_share")) == list(choice.drop(columns="layer_share"))
+    select = noisy[noisy["half"] == "select"]
+    for _, row in found.iterrows():
+        part = select[select["trait"] == row["trait"]]
+        questions = sorted(set(part["question_id"].astype(str)))
+        weights = st.draw_clusters(len(questions), 30, draw.rng("layer share", row["trait"], row["sign"]))
+        same = 0
+        for drawn in weights:
+            times = part["question_id"].astype(str).map(dict(zip(questions, drawn.astype(int), strict=True)))
+            again = choose_steering(steering_table(part.loc[part.index.repeat(times)], Draw(0, 1)))
+            same += int(again.loc[again["sign"] == row["sign"], "layer"].iloc[0] == row["layer"])
+        assert row["layer_share"] == pytest.approx(same / 30)
+    assert found["layer_share"].between(0.05, 0.99).any()
+
+
+def test_a_layer_that_is_far_better_is_chosen_by_every_resample(samples):
+    few = samples.steering[samples.steering["vector"].isin(["none", "persona"])]
+    best = few["layer"] == few["layer"].max()
+    draw = Draw(0, FAST)
+    plain = few.assign(trait_score=np.where(best, 90.0, 10.0), coherence=80.0, status="scored")
+    found = with_layer_share(choose_steering(steering_table(plain, Draw(0, 1))), plain, draw)
+    assert (found.loc[found["sign"] == "positive", "layer_share"] == 1).all()
+    nothing = plain.assign(status="refusal", trait_score=np.nan)
+    found = with_layer_share(choose_steering(steering_table(nothing, Draw(0, 1))), nothing, draw)
+    assert found["layer"].isna().all() and found["layer_share"].isna().all()

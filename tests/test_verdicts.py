@@ -303,8 +303,35 @@ def test_cosines_go_by_the_sign_of_the_papers(cosine, verdict):
         found = claims[claims["claim"] == "V1-cosines"]
         assert set(found["verdict"]) == {verdict} and set(found["trait"]) == set(traits)
         assert found["estimate"].to_numpy() == pytest.approx(cosine)
+    # An interval that reaches under what random directions have decides nothing; without one the cosine decides.
+    made = make_samples(World(traits=("evil", "sycophancy"), cosine=cosine))
+    for ends, expected in (((-0.1, 0.1), "inconclusive"), ((np.nan, np.nan), verdict)):
+        cosines = made.cosines.assign(cosine_low=ends[0], cosine_high=ends[1])
+        found = verdicts(dataclasses.replace(base, vectors=made.vectors, cosines=cosines)).set_index("claim")
+        assert set(found.loc["V1-cosines", "verdict"]) == {expected}
+        assert found.loc["V1-cosines", "reason"].str.contains("no interval").all() == bool(np.isnan(ends[0]))
     alone = one(verdicts(Samples(vectors=make_samples(ONE).vectors)), "V1-cosines")
     assert alone["verdict"] == "not testable" and "no vector of" in alone["reason"]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "verdict", "ends"),
+    [
+        (-0.47, "supported", (0.45, 0.49)),
+        (0.49, "inconclusive", (0.47, 0.51)),
+        (-0.53, "contradicted", (0.51, 0.55)),
+        (0.01, "supported", (0.0, 0.03)),
+    ],
+)
+def test_refusal_goes_by_the_interval_of_the_absolute_cosine(cosine, verdict, ends):
+    vectors = make_samples(dataclasses.replace(ONE, refusal_cosine=cosine)).vectors
+    found = one(verdicts(Samples(vectors=vectors)), "L1-refusal-confound")
+    assert found["verdict"] == verdict and (found["ci_low"], found["ci_high"]) == pytest.approx(ends)
+    assert found["estimate"] == pytest.approx(abs(cosine))
+    unknown = vectors.assign(refusal_cosine_low=np.nan, refusal_cosine_high=np.nan)
+    found = one(verdicts(Samples(vectors=unknown)), "L1-refusal-confound")
+    assert found["verdict"] == ("contradicted" if abs(cosine) > 0.5 else "supported")
+    assert "no interval" in found["reason"] and np.isnan(found["ci_low"])
 
 
 def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(claims):

@@ -81,7 +81,7 @@ def counts(part: pd.DataFrame) -> Row:
     }
 
 
-def spread(name: str, estimate: st.Estimate) -> Row:
+def spread(name: str, estimate: st.Estimate | st.Interval) -> Row:
     """An estimate as three columns: value, lower and upper end."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 

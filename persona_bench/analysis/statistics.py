@@ -59,6 +59,7 @@ __all__ = [
     "excess",
     "excess_strength",
     "holm",
+    "jackknife_cosine",
     "mcnemar_exact",
     "mean",
     "of_draws",
@@ -218,6 +219,31 @@ def of_draws(
         bounds: the scale of the statistic, which the interval does not leave.
     """
     return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters, bounds=bounds)
+
+
+def jackknife_cosine(value: float, *left_out: ArrayLike) -> Interval:
+    """A cosine with its 95 % interval by the jackknife (Miller 1974, Biometrika 61:1-15), on Fisher's scale.
+
+    Not resampled with replacement: a repeated question makes a vector noisier and its cosines smaller, so that the
+    draws would not lie about the value. The interval is that of vectors made of as many questions.
+
+    Args:
+        value: the cosine on the full sample.
+        left_out: for each independent set of questions behind it, the cosine without each of its questions in turn.
+
+    Returns:
+        The value and its interval, which is NaN without a set, with fewer than two questions in one, or where a
+        question cannot be left out.
+    """
+    from scipy import special
+
+    sets = [np.arctanh(np.clip(np.asarray(part, dtype=float), -1 + _FLAT, 1 - _FLAT)) for part in left_out]
+    if not sets or any(part.size < 2 for part in sets) or not np.isfinite(value):
+        return Interval(value, float("nan"), float("nan"))
+    variance = sum((part.size - 1) * float(part.var()) for part in sets)
+    half = -float(special.stdtrit(min(part.size for part in sets) - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(variance)
+    middle = float(np.arctanh(np.clip(value, -1 + _FLAT, 1 - _FLAT)))
+    return Interval(value, math.tanh(middle - half), math.tanh(middle + half))
 
 
 def excess_strength(first: Estimate, second: Estimate) -> Estimate:

@@ -128,9 +128,12 @@ CLAIMS: tuple[Claim, ...] = (
         eval="trait_elicitation",
         statistic="mean cosine over the paper's pairs of this trait, each times the sign of the paper's, chosen layer",
         rule=(
-            "Over the pairs that the paper gives and the run has both vectors of: supported if every cosine has the "
-            "paper's sign and exceeds 3 / sqrt(d), three standard deviations between random directions; contradicted "
-            "if one exceeds that with the other sign; otherwise inconclusive. Not sampled: no interval."
+            "Over the pairs that the paper gives and the run has both vectors of: supported if the 95 % interval of "
+            "every cosine lies on the paper's side of 3 / sqrt(d), three standard deviations between random "
+            "directions; contradicted if one lies beyond that on the other side; otherwise inconclusive. Intervals "
+            "leave out each question in turn (jackknife) and make no p value; where what a vector is made of is not "
+            "known by question, the cosine alone decides. They were added after a run and its repetition gave the "
+            "same pair 0.20 and 0.09."
         ),
         threshold=0.0,
         min_n=1,
@@ -149,7 +152,12 @@ CLAIMS: tuple[Claim, ...] = (
         section=OURS,
         eval="trait_elicitation",
         statistic="absolute cosine of the trait vector with the refusal direction at the chosen layer",
-        rule="Supported if the absolute cosine is at most 0.5, contradicted if it is more. Not sampled: no interval.",
+        rule=(
+            "Supported if the 95 % interval of the absolute cosine ends at 0.5 or under it; contradicted if it lies "
+            "above; otherwise inconclusive. The interval leaves out each question in turn (jackknife) and makes no p "
+            "value; where what the vector is made of is not known by question, the cosine alone decides. It was added "
+            "after a run and its repetition gave the same vector 0.499 and 0.502."
+        ),
         threshold=0.5,
         min_n=1,
         not_testable_when="no layer was chosen, or the refusal direction was not measured",

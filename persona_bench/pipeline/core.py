@@ -403,10 +403,16 @@ class Core:
     def _vector_path(self, trait: str) -> Path:
         return (self.folder / "vectors" / f"{trait}.safetensors").resolve()
 
+    def _sums_path(self, trait: str) -> Path:
+        """What the vector is made of by question."""
+        path = self._vector_path(trait)
+        return path.parent / "by_question" / path.name
+
     def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
         """Trait -> vector, of those that have one; `record.no_vector` says why the others have none."""
         from persona_bench.analysis.samples.collect import rollouts
         from persona_bench.vectors.extraction import extract
+        from persona_bench.vectors.question_sums import QuestionSums
         from persona_bench.vectors.vector import PersonaVector
 
         logs = self._logs("elicitation")
@@ -416,11 +422,13 @@ class Core:
             if log is None:
                 continue
             path = (targets or {}).get(name, self._vector_path(trait.name))
-            if path.exists():
+            beside = self._sums_path(trait.name)
+            if path.exists() and (targets or beside.exists()):
                 vector = PersonaVector.load(path)
                 if vector.provenance.get("log_ids") == [log.eval.eval_id]:
                     vectors[trait.name] = vector
                     continue
+            sums = QuestionSums()
             self.say(f"extracting the {trait.name} vector")
             try:
                 vector = extract(
@@ -434,12 +442,15 @@ class Core:
                         "grader": self.settings.grader,
                         "preset": self.settings.preset,
                     },
+                    sums=sums,
                 )
             except ExtractionError as error:
                 self.record.warnings.append(str(error))
                 self.record.no_vector[trait.name] = str(error)
                 self.say(f"warning: {error}")
                 continue
+            if not targets:
+                sums.save(beside)
             vector.save(path)
             vectors[trait.name] = vector
         return vectors

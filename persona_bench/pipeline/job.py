@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from persona_bench.analysis.samples.baselines import Embed
     from persona_bench.analysis.samples.frames import Samples
+    from persona_bench.vectors.question_sums import QuestionSums
     from persona_bench.vectors.vector import PersonaVector
 
 
@@ -183,7 +184,8 @@ class Run(Training):
 
         self.say("writing tables, claims, figures and report")
         logs = self._logs()
-        samples = with_readings(collect(logs, list(vectors.values()), self._filter, layers), self.method)
+        sums = self._question_sums(vectors)
+        samples = with_readings(collect(logs, list(vectors.values()), self._filter, layers, sums), self.method)
         methods = dict(zip(samples.judge["trait"], samples.judge["method"], strict=True))
         samples = self._with_monitors(self._with_baselines(samples), vectors)
         tables = build_tables(samples, seed=self.settings.seed, judge_methods=methods)
@@ -215,6 +217,23 @@ class Run(Training):
         held["files"] = sorted(str(Path(path).resolve().relative_to(self.folder.resolve())) for path in paths)
         write_atomic(self.folder / "run.json", json.dumps(held, indent=1, sort_keys=True) + "\n")
         return held
+
+    def _question_sums(self, vectors: dict[str, PersonaVector]) -> dict[str, QuestionSums]:
+        """Trait -> what its vector is made of, where that was kept.
+
+        Raises:
+            RunError: it belongs to another vector.
+        """
+        from persona_bench.vectors.question_sums import QuestionSums
+
+        found = {}
+        for trait, vector in vectors.items():
+            path = self._sums_path(trait)
+            if path.exists():
+                found[trait] = QuestionSums.load(path)
+                if found[trait].hash != vector.hash:
+                    raise RunError(f"{path} is not of the {trait} vector; remove it and run again")
+        return found
 
     def compare(self, claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
         """Tables that hold the verdicts beside others, by name; a run by itself has none."""

@@ -193,6 +193,9 @@ class Rejudged(Run):
             if vectors[trait].hash != told:
                 raise RunError(f"{path} is not the vector that run.json names; run it again")
             write_atomic(self._vector_path(trait), path.read_bytes())
+            beside = self._sums_path(trait).relative_to(self.folder.resolve())
+            if (self.source / beside).exists():
+                write_atomic(self._sums_path(trait), (self.source / beside).read_bytes())
         prefix = "no vector: "
         for _, row in self._first_claims.iterrows():
             if row["reason"].startswith(prefix) and row["trait"] not in vectors:

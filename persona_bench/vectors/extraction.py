@@ -18,6 +18,7 @@ from persona_bench.errors import ExtractionError
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.rows import Row
+from persona_bench.vectors.question_sums import QuestionSums
 from persona_bench.vectors.vector import PersonaVector
 
 MIN_KEPT = 8
@@ -121,6 +122,7 @@ def extract(
     rule: AnyFilter = "stated",
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
+    sums: QuestionSums | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PersonaVector:
     """Make the vector of a trait: mean residual stream of kept positive minus kept negative responses, at every layer.
@@ -134,6 +136,7 @@ def extract(
         rule: the filter, see `drop_reasons`.
         seed: of the shuffled-label control.
         provenance: further facts to store (logs, grader).
+        sums: takes what each kept response adds to the vector, by question.
         progress: told (done, total) responses.
 
     Raises:
@@ -164,6 +167,8 @@ def extract(
             means["label", bool(sides[index])].add(result.hidden_means)
             means["shuffled", bool(shuffled[index])].add(result.hidden_means[2])
             norms.add(result.hidden_norms)
+            if sums is not None:
+                sums.add(kept[index].question_id, kept[index].side, result.hidden_means[2])
         if progress is not None:
             progress(min(start + CHUNK, len(kept)), len(kept))
     difference = means["label", True].value - means["label", False].value
@@ -188,6 +193,8 @@ def extract(
             f"the {trait.name} vector points along refusal (cosine {float(cosine[worst - 1]):.2f} at layer {worst}): "
             "steering with it may make the model refuse rather than show the trait"
         )
+    if sums is not None:
+        sums.hash = vector.hash
     return replace(
         vector,
         provenance={

@@ -10,14 +10,18 @@ import torch
 from persona_bench.analysis.runs import Run
 from persona_bench.vectors.vector import PersonaVector
 
-VECTOR_COLUMNS = ("trait", "layer_first", "layer_second", "cosine_first", "cosine_second", "chance")
+VECTOR_COLUMNS = (
+    *("trait", "layer_first", "layer_second", "share_first", "share_second"),
+    *("cosine_first", "cosine_second", "chance"),
+)
 
 
 def vector_change(first: Run, second: Run) -> pd.DataFrame:
     """One row a trait that both have a vector of: the layers they chose, and the cosine of the two at each.
 
-    `chance` is the typical absolute cosine of two random directions of that width. Cosines are NaN where a layer is
-    none of the other's, or the model is another.
+    `share_first` and `share_second` say how many resamples of the select half choose the same layer. `chance` is the
+    typical absolute cosine of two random directions of that width. Cosines are NaN where a layer is none of the
+    other's, or the model is another.
 
     Raises:
         VectorError: a vector file is broken.
@@ -30,7 +34,8 @@ def vector_change(first: Run, second: Run) -> pd.DataFrame:
         at = [each.get(trait, math.nan) for each in layers]
         cosines = [_cosine(one, other, layer) for layer in at]
         width = one.directions["persona"].shape[1]
-        rows.append((trait, *at, *cosines, math.sqrt(2 / (math.pi * width))))
+        shares = [_share(run, trait) for run in (first, second)]
+        rows.append((trait, *at, *shares, *cosines, math.sqrt(2 / (math.pi * width))))
     return pd.DataFrame(rows, columns=list(VECTOR_COLUMNS))
 
 
@@ -38,6 +43,12 @@ def _chosen(run: Run) -> dict[str, float]:
     table = run.tables["vectors"]
     chosen = table[table["chosen"].astype(str) == "True"]
     return dict(zip(chosen["trait"].astype(str), chosen["layer"].astype(float), strict=True))
+
+
+def _share(run: Run, trait: str) -> float:
+    choice = run.tables["steering_choice"]
+    found = choice.loc[(choice["trait"] == trait) & (choice["sign"] == "positive"), "layer_share"]
+    return float(found.iloc[0]) if len(found) else math.nan
 
 
 def _cosine(one: PersonaVector, other: PersonaVector, layer: float) -> float:

@@ -148,10 +148,9 @@ def _vector(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.
     if claim.id.startswith("V1") and len(at):
         rows = tables["cosines"]
         beside = rows[(rows["trait"] == trait) & (rows["layer"] == at["layer"].iloc[0])]
-        return pd.DataFrame(beside[["other", "layer", "cosine", "width"]])
-    return pd.DataFrame(
-        at[["layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative", "vector_id"]]
-    )
+        return pd.DataFrame(beside[["other", "layer", "cosine", "cosine_low", "cosine_high", "width"]])
+    told = ["layer", "norm", "residual_norm", "refusal_cosine", "refusal_cosine_low", "refusal_cosine_high"]
+    return pd.DataFrame(at[[*told, "n_positive", "n_negative", "vector_id"]])
 
 
 def _finetuning(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.samples.flagging import flagging_frames
 from persona_bench.analysis.samples.frames import CELL, SAMPLE_COLUMNS, SIGNALS, Samples
 from persona_bench.analysis.samples.limits import evaded_rows, scene_rows
+from persona_bench.analysis.samples.vectors import vector_rows
 from persona_bench.definitions.evasion import EVASION
 from persona_bench.definitions.outcomes import Filter
 from persona_bench.definitions.presets import load_finetuning_preset
@@ -26,6 +26,7 @@ from persona_bench.inspect_ext.finetuned import WAYS_ASKED
 from persona_bench.inspect_ext.solvers import TWINS
 from persona_bench.models.finetuning import PROJECTION
 from persona_bench.vectors.extraction import Rollout, drop_reasons
+from persona_bench.vectors.question_sums import QuestionSums
 from persona_bench.vectors.vector import PersonaVector
 
 
@@ -109,7 +110,11 @@ def rollouts(log: EvalLog) -> list[Rollout]:
 
 
 def collect(
-    logs: dict[str, EvalLog], vectors: Sequence[PersonaVector], rule: Filter, chosen: dict[str, int] | None = None
+    logs: dict[str, EvalLog],
+    vectors: Sequence[PersonaVector],
+    rule: Filter,
+    chosen: dict[str, int] | None = None,
+    sums: Mapping[str, QuestionSums] | None = None,
 ) -> Samples:
     """All sample frames of a run.
 
@@ -118,6 +123,7 @@ def collect(
         vectors: of the run's traits.
         rule: the extraction filter, which decides the `kept` column.
         chosen: trait -> layer used for monitoring and MMLU.
+        sums: trait -> what its vector is made of by question; without, cosines have no intervals.
     """
     readers = {
         "judge_validity": ("judge", _judge_rows),
@@ -153,9 +159,8 @@ def collect(
     rows["mmlu"] = _once(rows["mmlu"])
     rows["twins"] = [row for row in rows["judge"] if row["set"] == TWINS]
     rows["judge"] = [row for row in rows["judge"] if row["set"] != TWINS]
-    for vector in sorted(vectors, key=lambda item: item.trait):
-        rows["vectors"] += _vector_rows(vector, (chosen or {}).get(vector.trait))
-        rows["cosines"] += [row for other in vectors for row in _cosine_rows(vector, other)]
+    for frame, found in vector_rows(vectors, chosen or {}, sums or {}).items():
+        rows[frame] += found
     return Samples(**{name: _frame(name, items) for name, items in rows.items()})
 
 
@@ -372,40 +377,6 @@ def _mmlu_rows(sample: EvalSample, _log: EvalLog) -> Iterator[dict[str, Any]]:
 
 def _number(found: Any) -> float:
     return math.nan if found is None else float(found)
-
-
-def _cosine_rows(vector: PersonaVector, other: PersonaVector) -> Iterator[dict[str, Any]]:
-    """The cosine of two traits' persona directions at every layer that is steered."""
-    if vector.trait == other.trait:
-        return
-    ours, theirs = vector.directions["persona"], other.directions["persona"]
-    cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=1)
-    for layer in range(1, vector.n_layers + 1):
-        yield {
-            "trait": vector.trait,
-            "other": other.trait,
-            "layer": layer,
-            "cosine": float(cosines[layer]),
-            "width": ours.shape[1],
-        }
-
-
-def _vector_rows(vector: PersonaVector, chosen: int | None) -> Iterator[dict[str, Any]]:
-    cosines = vector.refusal_cosines()
-    counts = vector.provenance["counts"]
-    for layer in range(1, vector.n_layers + 1):
-        yield {
-            "trait": vector.trait,
-            "layer": layer,
-            "norm": float(vector.directions["persona"][layer].norm()),
-            "residual_norm": vector.residual_norm(layer),
-            "refusal_cosine": float(cosines[layer]),
-            "n_positive": counts["positive"]["kept"],
-            "n_negative": counts["negative"]["kept"],
-            "warning": vector.provenance["warning"],
-            "chosen": layer == chosen,
-            "vector_id": vector.hash[:16],
-        }
 
 
 def finetuned_rows(name: str, log: EvalLog) -> dict[str, list[dict[str, Any]]]:

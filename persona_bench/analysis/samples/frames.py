@@ -101,10 +101,10 @@ SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("correct", "margin", "status", "log"),
     ),
     "vectors": (
-        *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "n_positive", "n_negative"),
-        *("warning", "chosen", "vector_id"),
+        *("trait", "layer", "norm", "residual_norm", "refusal_cosine", "refusal_cosine_low", "refusal_cosine_high"),
+        *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
-    "cosines": ("trait", "other", "layer", "cosine", "width"),
+    "cosines": ("trait", "other", "layer", "cosine", "cosine_low", "cosine_high", "width"),
     **FINETUNING_SAMPLES,
     **FLAGGING_SAMPLES,
     "scenes": SCENES,

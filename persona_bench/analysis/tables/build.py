@@ -24,7 +24,7 @@ from persona_bench.analysis.tables.limits import limit_rows
 from persona_bench.analysis.tables.method import method_rows
 from persona_bench.analysis.tables.monitoring import monitoring_rows
 from persona_bench.analysis.tables.panel import panel_rows
-from persona_bench.analysis.tables.steering import choose_steering, steering_table
+from persona_bench.analysis.tables.steering import choose_steering, steering_table, with_layer_share
 from persona_bench.analysis.tables.tradeoff import summary_rows, tradeoff_rows
 from persona_bench.analysis.tables.vectors import chosen_layers, vector_table, vector_warnings
 
@@ -50,7 +50,7 @@ def build_tables(
     """
     draw = Draw(seed, resamples)
     steering = steering_table(samples.steering, draw)
-    choice = choose_steering(steering)
+    choice = with_layer_share(choose_steering(steering), samples.steering, draw)
     layers = chosen_layers(samples.vectors, choice)
     mmlu = frame("mmlu", capability_rows(samples.mmlu, draw))
     tables = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from persona_bench.analysis.tables.layout import TABLE_COLUMNS
+from persona_bench.analysis.tables.layout import ROW_ORDER, TABLE_COLUMNS
 from persona_bench.errors import DataError
 
 _TEXT = frozenset(
@@ -41,10 +42,11 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Read what `write_tables` wrote, so that figures can be drawn from the files alone.
 
     Args:
-        folder: with the CSV files; a table without a file comes back empty.
+        folder: with the CSV files; a table without a file comes back empty, and so does a column that an older version
+            did not write yet.
 
     Raises:
-        DataError: a file lacks a column, or the folder holds no table at all.
+        DataError: a file lacks a column that tells its rows apart, or the folder holds no table at all.
     """
     tables = {}
     for name, columns in TABLE_COLUMNS.items():
@@ -57,10 +59,11 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
         frame = pd.read_csv(
             path, dtype=text, keep_default_na=False, na_values={c: "" for c in columns if c not in text}
         )
-        missing = [column for column in columns if column not in frame.columns]
+        missing = [column for column in ROW_ORDER[name] if column not in frame.columns]
         if missing:
             raise DataError(f"The table {path} lacks the column(s) {', '.join(missing)}: write the tables anew")
-        tables[name] = frame
+        unknown = {column: "" if column in _TEXT else math.nan for column in columns if column not in frame.columns}
+        tables[name] = frame.assign(**unknown)
     if all(table.empty for table in tables.values()):
         raise DataError(f"No table found in {folder}: name a folder that holds steering.csv and its like")
     return tables

@@ -39,7 +39,7 @@ STEERING_TABLES: Mapping[str, tuple[str, ...]] = {
     ),
     "steering_choice": (
         *("trait", "sign", "layer", "coefficient", "relative_dose", "trait_score", "coherence", "n"),
-        *("reason", "log"),
+        *("layer_share", "reason", "log"),
     ),
 }
 """Columns of the tables, in the order of the CSV files."""
@@ -55,6 +55,7 @@ _NO_CHOICE: Row = {
     "trait_score": math.nan,
     "coherence": math.nan,
     "n": 0,
+    "layer_share": math.nan,
     "reason": "",
     "log": "",
 }
@@ -138,7 +139,55 @@ def _choose(select: pd.DataFrame, sign: int) -> Row:
     ranked = usable.assign(_rank=-sign * usable["trait_score"], _dose=usable["relative_dose"].abs())
     best = ranked.sort_values(["_rank", "_dose", "layer"], kind="stable").iloc[0]
     wanted = ("layer", "coefficient", "relative_dose", "trait_score", "coherence", "n", "log")
-    return {**{column: best[column] for column in wanted}, "reason": ""}
+    return {**_NO_CHOICE, **{column: best[column] for column in wanted}}
+
+
+def with_layer_share(choice: pd.DataFrame, steering: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+    """The choices with `layer_share`: of resamples of the select half's questions, how many choose the same layer.
+
+    The whole rule is put to every resample: a layer may lose because another scores higher there, or because it keeps
+    too little coherence or too few scores. NaN where nothing was chosen, or not by its result.
+
+    Args:
+        choice: as `choose_steering` gives it.
+        steering: the sample frame.
+        draw: how to resample.
+    """
+    select = single(steering[steering["half"] == "select"])
+    shares = [
+        math.nan if math.isnan(row["trait_score"]) else _share(select[select["trait"] == row["trait"]], row, draw)
+        for _, row in choice.iterrows()
+    ]
+    return choice.assign(layer_share=shares)
+
+
+def _share(select: pd.DataFrame, chosen: pd.Series, draw: Draw) -> float:
+    sign = 1 if chosen["sign"] == "positive" else -1
+    steered = select[(select["vector"] == "persona") & (select["coefficient"].astype(float) * sign > 0)]
+    cells = [part for _, part in groups(steered.assign(_dose=steered["relative_dose"].abs()), "_dose", "layer")]
+    questions = sorted({str(name) for name in select["question_id"]})
+    weights = st.draw_clusters(len(questions), draw.resamples, draw.rng("layer share", chosen["trait"], chosen["sign"]))
+
+    def summed(part: pd.DataFrame, values: pd.Series) -> np.ndarray:
+        by_question = values.astype(float).groupby(part["question_id"].astype(str)).sum()
+        found: np.ndarray = weights @ by_question.reindex(questions, fill_value=0.0).to_numpy()
+        return found
+
+    def mean(part: pd.DataFrame, values: pd.Series) -> np.ndarray:
+        return st.ratio(summed(part, values), summed(part, values.notna()))
+
+    plain = select[select["vector"] == "none"]
+    floor = COHERENCE_SHARE * mean(plain, plain["coherence"])
+    rank = np.full((draw.resamples, len(cells)), -np.inf)
+    for place, part in enumerate(cells):
+        score, has = mean(part, scored(part)), summed(part, scored(part).notna())
+        every = summed(part, part["status"].notna())
+        usable = (mean(part, part["coherence"]) >= floor) & (has >= SCORED_SHARE * every) & np.isfinite(score)
+        rank[usable, place] = sign * score[usable]
+    layers = np.array([float(part["layer"].iloc[0]) for part in cells])
+    # Of equal scores the first counts: the smaller dose, then the lower layer.
+    winner = np.where(np.isfinite(rank.max(axis=1)), layers[rank.argmax(axis=1)], math.nan)
+    return float((winner == chosen["layer"]).mean())
 
 
 def control_of(cells: pd.DataFrame, layer: float, relative_dose: float) -> pd.DataFrame:

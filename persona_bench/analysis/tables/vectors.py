@@ -9,10 +9,11 @@ import pandas as pd
 
 VECTOR_TABLES: Mapping[str, tuple[str, ...]] = {
     "vectors": (
-        *("trait", "layer", "norm", "residual_norm", "dose_per_unit", "refusal_cosine"),
+        *("trait", "layer", "norm", "residual_norm", "dose_per_unit"),
+        *("refusal_cosine", "refusal_cosine_low", "refusal_cosine_high"),
         *("n_positive", "n_negative", "warning", "chosen", "vector_id"),
     ),
-    "cosines": ("trait", "other", "layer", "cosine", "width"),
+    "cosines": ("trait", "other", "layer", "cosine", "cosine_low", "cosine_high", "width"),
 }
 """Columns of the tables, in the order of the CSV files."""
 VECTOR_SORT: Mapping[str, tuple[str, ...]] = {

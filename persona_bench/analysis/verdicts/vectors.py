@@ -10,6 +10,8 @@ from persona_bench.definitions.claims import (
     Claim,
 )
 
+_NO_INTERVAL = "no interval, as what the vector is made of is not known by question"
+
 
 def _refusal_confound(run: Run, claim: Claim, trait: str) -> Finding:
     vectors = run.tables["vectors"]
@@ -17,13 +19,26 @@ def _refusal_confound(run: Run, claim: Claim, trait: str) -> Finding:
     if at_layer.empty:
         return untestable("no layer was chosen, neither with the vector nor by steering")
     row = at_layer.iloc[0]
-    cosine = abs(float(row["refusal_cosine"]))
-    n = int(row["n_positive"] + row["n_negative"])
+    cosine, *ends = (float(row[f"refusal_cosine{end}"]) for end in ("", "_low", "_high"))
+    n, log = int(row["n_positive"] + row["n_negative"]), str(row["vector_id"])
     if math.isnan(cosine):
         return untestable("the refusal direction was not measured", n=n)
-    verdict = "supported" if cosine <= claim.threshold else "contradicted"
-    reason = f"absolute cosine {cosine:.2f} at layer {row['layer']:g}, limit {claim.threshold:g}"
-    return Finding(verdict, reason, cosine, n=n, log=str(row["vector_id"]))
+    size, spans = abs(cosine), ends[0] < 0 < ends[1]
+    low, high = 0.0 if spans else min(abs(ends[0]), abs(ends[1])), max(abs(ends[0]), abs(ends[1]))
+    reason = f"absolute cosine {_told(size, low, high)} at layer {row['layer']:g}, limit {claim.threshold:g}"
+    nearest, farthest = low, high
+    if math.isnan(low):
+        nearest, farthest, reason = size, size, f"{reason}; {_NO_INTERVAL}"
+    verdict = "inconclusive"
+    if farthest <= claim.threshold:
+        verdict = "supported"
+    elif nearest > claim.threshold:
+        verdict = "contradicted"
+    return Finding(verdict, reason, size, low, high, n, log=log)
+
+
+def _told(cosine: float, low: float, high: float) -> str:
+    return f"{cosine:.2f}" if math.isnan(low) else f"{cosine:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _cosines(run: Run, claim: Claim, trait: str) -> Finding:
@@ -43,14 +58,23 @@ def _cosines(run: Run, claim: Claim, trait: str) -> Finding:
     pairs = here[here["other"].isin(list(signs))].sort_values("other")
     if pairs.empty:
         return untestable(f"the run has no vector of {', '.join(sorted(signs))} to compare with")
-    signed = pairs["cosine"].astype(float) * pairs["other"].map(signs)
+    sign = pairs["other"].map(signs)
+    # Times a sign of -1 the lower end is the upper one.
+    ends = pairs[["cosine", "cosine_low", "cosine_high"]].astype(float).mul(sign, axis=0)
     least = COSINE_NOISE / math.sqrt(float(pairs["width"].iloc[0]))
-    verdict = "supported" if (signed > least).all() else "contradicted" if (signed < -least).any() else "inconclusive"
-    seen = ", ".join(f"{row['other']} {row['cosine']:.2f}" for _, row in pairs.iterrows())
+    nearest, farthest = ends.min(axis=1), ends.max(axis=1)
+    verdict = (
+        "supported" if (nearest > least).all() else "contradicted" if (farthest < -least).any() else "inconclusive"
+    )
+    seen = ", ".join(
+        f"{row['other']} {_told(row['cosine'], row['cosine_low'], row['cosine_high'])}" for _, row in pairs.iterrows()
+    )
     reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
+    if ends.isna().any(axis=None):
+        reason += f"; {_NO_INTERVAL}"
     vectors = run.tables["vectors"].drop_duplicates("trait").set_index("trait")["vector_id"]
     behind = "; ".join(str(vectors[name]) for name in (trait, *pairs["other"]) if name in vectors.index)
-    return Finding(verdict, reason, float(signed.mean()), n=len(pairs), log=behind)
+    return Finding(verdict, reason, float((pairs["cosine"].astype(float) * sign).mean()), n=len(pairs), log=behind)
 
 
 VECTOR_RULES: Mapping[str, Rule] = {"L1-refusal-confound": _refusal_confound, "V1-cosines": _cosines}
