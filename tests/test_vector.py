@@ -71,6 +71,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [item.name for item in path.parent.iterdir()] == ["v.safetensors"]
 
 
+def test_the_same_vector_makes_the_same_bytes(tmp_path: Path) -> None:
+    """Also after it was read; safetensors by itself orders what a file says of itself otherwise each time."""
+    paths = [tmp_path / str(number) for number in range(6)]
+    for before, path in zip([None, *paths], paths, strict=False):
+        (tiny_vector() if before is None else PersonaVector.load(before)).save(path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 def test_hash_is_of_the_numbers() -> None:
     made = tiny_vector()
     assert replace(made, provenance={"log_ids": ["other"]}).hash == made.hash

@@ -23,6 +23,7 @@ from persona_bench.analysis.runs import read_run
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, write_atomic
 from persona_bench.publishing.anonymous import Anonymous
+from persona_bench.vectors.tensor_file import with_metadata
 from persona_bench.vectors.vector import PersonaVector
 
 HEADERS = "log_headers"
@@ -214,17 +215,13 @@ def header(path: Path, clean: Anonymous) -> Any:
 
 def _copy_vector(source: Path, target: Path, clean: Anonymous) -> None:
     """Copy a vector file; where its provenance names paths, that alone is written anew, the same each time."""
+    from safetensors import safe_open
+
     provenance = PersonaVector.load(source).provenance
     told, data = clean.value(dict(provenance)), source.read_bytes()
     if told != provenance:
-        # A file opens with the length of its header, 8 bytes, little-endian; the tensors' places count from its end.
-        end = 8 + int.from_bytes(data[:8], "little")
-        head = json.loads(data[8:end])
-        head["__metadata__"]["provenance"] = json.dumps(told, sort_keys=True)
-        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
-        text = json.dumps(head, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        data = len(text).to_bytes(8, "little") + text + data[end:]
+        with safe_open(source, framework="pt") as file:
+            data = with_metadata(data, {**file.metadata(), "provenance": json.dumps(told, sort_keys=True)})
     write_atomic(target, data)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from persona_bench.errors import VectorError, first_line
-from persona_bench.files import atomic_path
+from persona_bench.files import write_atomic
+from persona_bench.vectors.tensor_file import tensor_bytes
 
 SIDES = ("positive", "negative")
 
@@ -59,16 +60,13 @@ class QuestionSums:
         Raises:
             DataError: the file cannot be written.
         """
-        from safetensors.torch import save
-
         sums, counts = self._arrays()
         tensors = {
             "sums": torch.tensor(sums, dtype=torch.float32),
             "counts": torch.tensor(counts),
             "questions": torch.tensor(sorted(self._sums)),
         }
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"vector": self.hash}))
+        write_atomic(path, tensor_bytes(tensors, {"vector": self.hash}))
 
     @classmethod
     def load(cls, path: Path) -> QuestionSums:

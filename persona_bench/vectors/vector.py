@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from persona_bench.errors import VectorError, first_line
-from persona_bench.files import atomic_path
+from persona_bench.files import write_atomic
+from persona_bench.vectors.tensor_file import tensor_bytes
 
 OURS = "persona-bench"
 FORMAT = f"{OURS}/1"
@@ -204,18 +205,14 @@ class PersonaVector:
         Raises:
             DataError: the file cannot be written.
         """
-        from safetensors.torch import save
-
-        tensors = {f"direction.{name}": value.contiguous() for name, value in self.directions.items()}
-        tensors |= {name: value.contiguous() for name, value in self._others().items()}
+        tensors = {f"direction.{name}": value for name, value in self.directions.items()} | self._others()
         header = {
             "format": FORMAT,
             "trait": self.trait,
             "hash": self.hash,
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
         }
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata=header))
+        write_atomic(path, tensor_bytes(tensors, header))
 
     @classmethod
     def load(cls, path: Path) -> PersonaVector:
