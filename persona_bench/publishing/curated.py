@@ -23,7 +23,7 @@ from persona_bench.analysis.runs import read_run
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, write_atomic
 from persona_bench.publishing.anonymous import Anonymous
-from persona_bench.vectors.tensor_file import with_metadata
+from persona_bench.vectors.tensor_bytes import with_metadata
 from persona_bench.vectors.vector import PersonaVector
 
 HEADERS = "log_headers"

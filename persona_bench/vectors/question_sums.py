@@ -12,7 +12,7 @@ import torch
 
 from persona_bench.errors import VectorError, first_line
 from persona_bench.files import write_atomic
-from persona_bench.vectors.tensor_file import tensor_bytes
+from persona_bench.vectors.tensor_bytes import tensor_bytes
 
 SIDES = ("positive", "negative")
 
