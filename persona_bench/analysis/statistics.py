@@ -221,7 +221,7 @@ def of_draws(
     return _estimate(value, draws, n=n, n_unscored=0, n_clusters=n_clusters, bounds=bounds)
 
 
-def jackknife_cosine(value: float, *left_out: ArrayLike) -> Interval:
+def jackknife_cosine(value: float, left_out: Sequence[ArrayLike], n_questions: int) -> Interval:
     """A cosine with its 95 % interval by the jackknife (Miller 1974, Biometrika 61:1-15), on Fisher's scale.
 
     Not resampled with replacement: a repeated question makes a vector noisier and its cosines smaller, so that the
@@ -230,18 +230,19 @@ def jackknife_cosine(value: float, *left_out: ArrayLike) -> Interval:
     Args:
         value: the cosine on the full sample.
         left_out: for each independent set of questions behind it, the cosine without each of its questions in turn.
+        n_questions: the fewest that a mean behind it rests on, from which Student's t comes.
 
     Returns:
-        The value and its interval, which is NaN without a set, with fewer than two questions in one, or where a
-        question cannot be left out.
+        The value and its interval, which is NaN without a set, with fewer than two questions, or where a question
+        cannot be left out.
     """
     from scipy import special
 
     sets = [np.arctanh(np.clip(np.asarray(part, dtype=float), -1 + _FLAT, 1 - _FLAT)) for part in left_out]
-    if not sets or any(part.size < 2 for part in sets) or not np.isfinite(value):
+    if not sets or n_questions < 2 or not np.isfinite(value):
         return Interval(value, float("nan"), float("nan"))
     variance = sum((part.size - 1) * float(part.var()) for part in sets)
-    half = -float(special.stdtrit(min(part.size for part in sets) - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(variance)
+    half = -float(special.stdtrit(n_questions - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(variance)
     middle = float(np.arctanh(np.clip(value, -1 + _FLAT, 1 - _FLAT)))
     return Interval(value, math.tanh(middle - half), math.tanh(middle + half))
 

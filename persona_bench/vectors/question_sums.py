@@ -46,6 +46,11 @@ class QuestionSums:
         difference: np.ndarray = means[0] - means[1]
         return difference
 
+    @property
+    def n_questions(self) -> int:
+        """Questions that the side with fewer of them has responses to."""
+        return min(sum(counts[side] > 0 for counts in self._counts.values()) for side in SIDES)
+
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Sums `(2, n_questions, n_layers + 1, d_model)` and counts `(2, n_questions)`, positive first."""
         questions = sorted(self._sums)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from persona_bench.analysis import statistics as st
@@ -13,8 +14,8 @@ from persona_bench.analysis.grouping import spread
 from persona_bench.vectors.question_sums import QuestionSums
 from persona_bench.vectors.vector import PersonaVector
 
-LeftOut = Mapping[str, np.ndarray]
-"""Trait -> its vector without each question in turn, `(n_questions, n_layers + 1, d_model)`."""
+_Parts = Mapping[str, tuple[np.ndarray, int]]
+"""Trait -> its vector without each question in turn, `(questions, n_layers + 1, d_model)`, and how many it rests on."""
 
 
 def vector_rows(
@@ -27,28 +28,29 @@ def vector_rows(
         chosen: trait -> the layer it is used at.
         sums: trait -> what its vector is made of; cosines with a vector that has none have no interval.
     """
-    left_out = {vector.trait: sums[vector.trait].left_out() for vector in vectors if vector.trait in sums}
+    parts = {trait: (made.left_out(), made.n_questions) for trait, made in sums.items()}
     ordered = sorted(vectors, key=lambda item: item.trait)
     return {
-        "vectors": [row for item in ordered for row in _by_layer(item, chosen.get(item.trait), left_out)],
+        "vectors": [row for item in ordered for row in _by_layer(item, chosen.get(item.trait), parts)],
         "cosines": [
-            row for item in ordered for other in vectors if other is not item for row in _pair(item, other, left_out)
+            row for item in ordered for other in vectors if other is not item for row in _pair(item, other, parts)
         ],
     }
 
 
-def _by_layer(vector: PersonaVector, chosen: int | None, left_out: LeftOut) -> Iterator[dict[str, Any]]:
+def _by_layer(vector: PersonaVector, chosen: int | None, parts: _Parts) -> Iterator[dict[str, Any]]:
     cosines, counts = vector.refusal_cosines().numpy(), vector.provenance["counts"]
     # The refusal direction is of fixed texts.
-    without = left_out.get(vector.trait) if "refusal" in vector.directions else None
-    sets = [] if without is None else [_cosines(without, vector.directions["refusal"].numpy())]
+    fixed = vector.directions.get("refusal")
+    behind = [] if fixed is None or vector.trait not in parts else [(parts[vector.trait], fixed)]
+    found = _intervals(cosines, behind)
     for layer in range(1, vector.n_layers + 1):
         yield {
             "trait": vector.trait,
             "layer": layer,
             "norm": float(vector.directions["persona"][layer].norm()),
             "residual_norm": vector.residual_norm(layer),
-            **_interval("refusal_cosine", cosines, sets, layer),
+            **spread("refusal_cosine", found[layer]),
             "n_positive": counts["positive"]["kept"],
             "n_negative": counts["negative"]["kept"],
             "warning": vector.provenance["warning"],
@@ -57,25 +59,30 @@ def _by_layer(vector: PersonaVector, chosen: int | None, left_out: LeftOut) -> I
         }
 
 
-def _pair(vector: PersonaVector, other: PersonaVector, left_out: LeftOut) -> Iterator[dict[str, Any]]:
+def _pair(vector: PersonaVector, other: PersonaVector, parts: _Parts) -> Iterator[dict[str, Any]]:
     """Two traits' persona directions at every layer that is steered; each trait has questions of its own."""
     ours, theirs = (item.directions["persona"] for item in (vector, other))
-    known = vector.trait in left_out and other.trait in left_out
-    pairs = ((vector.trait, theirs), (other.trait, ours)) if known else ()
-    sets = [_cosines(left_out[trait], fixed.numpy()) for trait, fixed in pairs]
-    cosines = cosine_similarity(ours, theirs, dim=1).numpy()
+    known = vector.trait in parts and other.trait in parts
+    behind = [(parts[vector.trait], theirs), (parts[other.trait], ours)] if known else []
+    found = _intervals(cosine_similarity(ours, theirs, dim=1).numpy(), behind)
     for layer in range(1, vector.n_layers + 1):
         yield {
             "trait": vector.trait,
             "other": other.trait,
             "layer": layer,
-            **_interval("cosine", cosines, sets, layer),
+            **spread("cosine", found[layer]),
             "width": ours.shape[1],
         }
 
 
-def _interval(name: str, cosines: np.ndarray, sets: Sequence[np.ndarray], layer: int) -> dict[str, float]:
-    return spread(name, st.jackknife_cosine(float(cosines[layer]), *(part[:, layer] for part in sets)))
+def _intervals(cosines: np.ndarray, behind: Sequence[tuple[tuple[np.ndarray, int], Tensor]]) -> list[st.Interval]:
+    """Each layer's cosine; `behind` holds, for each vector that was sampled, its parts and what it is held against."""
+    left_out = [_cosines(without, fixed.numpy()) for (without, _), fixed in behind]
+    fewest = min((n for (_, n), _ in behind), default=0)
+    return [
+        st.jackknife_cosine(float(cosine), [part[:, layer] for part in left_out], fewest)
+        for layer, cosine in enumerate(cosines)
+    ]
 
 
 def _cosines(some: np.ndarray, other: np.ndarray) -> np.ndarray:
