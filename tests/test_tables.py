@@ -19,7 +19,13 @@ from persona_bench.analysis.tables.finetuning import FINETUNING_TABLES
 from persona_bench.analysis.tables.flagging import FLAGGING_TABLES
 from persona_bench.analysis.tables.judge import BASELINE
 from persona_bench.analysis.tables.layout import TABLE_COLUMNS
-from persona_bench.analysis.tables.steering import choose_steering, control_of, steering_table, with_layer_share
+from persona_bench.analysis.tables.steering import (
+    choose_steering,
+    control_of,
+    steering_table,
+    unsure_layers,
+    with_layer_share,
+)
 from persona_bench.errors import DataError
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
@@ -512,3 +518,10 @@ def test_a_layer_that_is_far_better_is_chosen_by_every_resample(samples):
     nothing = plain.assign(status="refusal", trait_score=np.nan)
     found = with_layer_share(choose_steering(steering_table(nothing, Draw(0, 1))), nothing, draw)
     assert found["layer"].isna().all() and found["layer_share"].isna().all()
+
+
+def test_a_layer_that_few_resamples_choose_is_warned_of():
+    choice = pd.DataFrame({"trait": list("abcd"), "sign": ["positive", "positive", "negative", "positive"],
+                           "layer": [9.0, 14.0, 9.0, np.nan], "layer_share": [0.49, 0.5, 0.1, np.nan]})  # fmt: skip
+    (said,) = unsure_layers(choice)
+    assert said.startswith("a: layer 9 is chosen by 49% of the resamples")

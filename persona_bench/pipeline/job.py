@@ -180,6 +180,7 @@ class Run(Training):
         from persona_bench.analysis.samples.collect import collect, with_readings
         from persona_bench.analysis.tables.build import build_tables
         from persona_bench.analysis.tables.files import write_tables
+        from persona_bench.analysis.tables.steering import unsure_layers
         from persona_bench.analysis.verdicts.claims import judge_claims
 
         self.say("writing tables, claims, figures and report")
@@ -202,6 +203,7 @@ class Run(Training):
         self.record.warnings += [
             vector.provenance["warning"] for vector in vectors.values() if vector.provenance["warning"]
         ]
+        self.record.warnings += unsure_layers(tables["steering_choice"])
         held = self._run_json(logs, vectors)
         caption = Caption(
             model=self.settings.model,

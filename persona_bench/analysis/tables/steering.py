@@ -30,6 +30,8 @@ from persona_bench.definitions.claims import COHERENCE_SHARE
 
 CONTROL_DOSE_TOLERANCE = 0.25
 """A random control counts as one of the same dose if its relative dose differs by no more than this share."""
+FIRM_SHARE = 0.5
+"""A layer that fewer resamples choose is warned of."""
 _CELL_KEYS = ("vector", "setting", "layers", "layer", "coefficient")
 STEERING_TABLES: Mapping[str, tuple[str, ...]] = {
     "steering": (
@@ -159,6 +161,16 @@ def with_layer_share(choice: pd.DataFrame, steering: pd.DataFrame, draw: Draw) -
         for _, row in choice.iterrows()
     ]
     return choice.assign(layer_share=shares)
+
+
+def unsure_layers(choice: pd.DataFrame) -> list[str]:
+    """What to warn of: layers that most resamples of the select half would not choose."""
+    found = choice[(choice["sign"] == "positive") & (choice["layer_share"].astype(float) < FIRM_SHARE)]
+    return [
+        f"{row['trait']}: layer {row['layer']:g} is chosen by {row['layer_share']:.0%} of the resamples of the select "
+        "half alone; at another layer projections and shifts are other numbers"
+        for _, row in found.iterrows()
+    ]
 
 
 def _share(select: pd.DataFrame, chosen: pd.Series, draw: Draw) -> float:
