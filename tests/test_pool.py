@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from inspect_ai.log import EvalLog
@@ -86,7 +87,10 @@ def test_shared_evals_are_those_of_one_process_and_each_finds_the_others_logs(tm
     assert ids(read_logs(shared)) == ids(made)
 
 
-def test_what_an_eval_raises_and_a_process_that_dies_are_said(tmp_path: Path, _saved: Path) -> None:
+def test_what_an_eval_raises_and_a_process_that_dies_are_said(
+    tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[Any] = []
     said: list[str] = []
     work = started(tmp_path / "run", _saved, said)
     (good, *_) = planned(tmp_path)
@@ -98,10 +102,13 @@ def test_what_an_eval_raises_and_a_process_that_dies_are_said(tmp_path: Path, _s
         assert len(read_logs(work.folder / "logs")) == 1, "a process outlives an eval that failed"
 
         (process,) = (pool._workers._processes or {}).values()
+        monkeypatch.setattr(Future, "cancel", cancelled.append)
         threading.Timer(0.5, os.kill, (process.pid, signal.SIGSTOP)).start()
         threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(RunError, match="fewer --processes"):
             pool.evaluate("mmlu", {f"mmlu/again-{number}": good for number in range(20)})
+        # The executor gives all of them the error, in its own time, and fails itself at one that is cancelled meanwhile.
+        assert not cancelled
 
 
 def test_processes_end_with_the_run(tmp_path: Path, _saved: Path) -> None:

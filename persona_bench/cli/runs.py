@@ -94,8 +94,8 @@ def rejudge(run_folder: Path, grader: str, out: Path) -> None:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Also write both side by side there, as CSV.")
-@click.option("--note", default="", help="What else a reader should know of the two; kept with --out.")
-def compare(first: Path, second: Path, out: Path | None, note: str) -> None:
+@click.option("--note", help="What else a reader should know of the two; kept with --out.")
+def compare(first: Path, second: Path, out: Path | None, note: str | None) -> None:
     """Compare two runs: which verdicts changed, how many estimates lie in the first one's intervals?
 
     FIRST and SECOND are OUT/<model>/<preset> of `run`, or their published form. Exit code 0 where every verdict is the
@@ -109,7 +109,7 @@ def compare(first: Path, second: Path, out: Path | None, note: str) -> None:
     for folder in (first, second):
         if not (folder / "run.json").is_file():
             raise DataError(f"{folder} holds no finished run: no run.json; name a folder OUT/<model>/<preset>")
-    compared = compare_runs(read_run(first / "run.json"), read_run(second / "run.json"), note)
+    compared = compare_runs(read_run(first / "run.json"), read_run(second / "run.json"), note or "")
     if out is not None:
         compared.write(out)
     if compared.differing:

@@ -74,6 +74,8 @@ class Pool:
                 told = f"{what}: {len(planned) - len(waiting)} of {len(planned)} evals done"
                 self._say(f"{told}, {', '.join(sorted(names))}" if names else f"{told}, still at work")
         except BrokenProcessPool as error:
+            # The executor is just giving all of them this error, and fails itself at one that is cancelled meanwhile.
+            waiting.clear()
             raise RunError(
                 f"{what}: a process ended by itself, which where memory runs out the system makes it do; "
                 "run the same command with fewer --processes to go on"
