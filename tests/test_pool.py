@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from evals.trait_elicitation import trait_elicitation
 from persona_bench import pipeline
 from persona_bench.analysis.samples.collect import read_logs
 from persona_bench.errors import PersonaBenchError, RunError
+from persona_bench.pipeline import pool as pool_module
 from persona_bench.pipeline.pool import Pool
 from tests.conftest import tiny_vector
 
@@ -91,6 +92,12 @@ def test_what_an_eval_raises_and_a_process_that_dies_are_said(
     tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled: list[Any] = []
+
+    def first_done(waiting: Any, *how: Any) -> tuple[set[Any], Any]:
+        """As where the others are not told yet that the process died."""
+        done, rest = wait(waiting, *how)
+        return set(list(done)[:1]), rest
+
     said: list[str] = []
     work = started(tmp_path / "run", _saved, said)
     (good, *_) = planned(tmp_path)
@@ -103,11 +110,12 @@ def test_what_an_eval_raises_and_a_process_that_dies_are_said(
 
         (process,) = (pool._workers._processes or {}).values()
         monkeypatch.setattr(Future, "cancel", cancelled.append)
+        monkeypatch.setattr(pool_module, "wait", first_done)
         threading.Timer(0.5, os.kill, (process.pid, signal.SIGSTOP)).start()
         threading.Timer(1.0, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(RunError, match="fewer --processes"):
             pool.evaluate("mmlu", {f"mmlu/again-{number}": good for number in range(20)})
-        # The executor gives all of them the error, in its own time, and fails itself at one that is cancelled meanwhile.
+        # The executor gives all of them the error in its own time, and fails itself at one cancelled meanwhile.
         assert not cancelled
 
 
