@@ -313,22 +313,27 @@ def test_what_is_planned_is_what_is_judged(done: Done) -> None:
     assert sum(found.values()) == done.planned
 
 
-def test_what_a_vector_is_made_of_is_kept_and_made_again_where_it_is_gone(done: Done, _saved: Path) -> None:
-    beside = done.folder / "vectors" / "by_question" / "evil.safetensors"
-    before = beside.read_bytes()
+def test_what_a_vector_is_made_of_is_kept_beside_it(done: Done, _saved: Path) -> None:
+    vector = done.folder / "vectors" / "evil.safetensors"
+    beside = vector.parent / "by_question" / vector.name
+    before = [path.read_bytes() for path in (vector, beside)]
     table = pd.read_csv(done.folder / "tables" / "vectors.csv")
     assert (table["refusal_cosine_low"] < table["refusal_cosine"]).all()
     settings = pipeline.Settings(model=str(_saved), grader=done.held["grader"], traits=("evil",))
     work = pipeline.Run(settings, done.folder, done.said.append)
     work.load()
+    # A vector that an older version made stays: on this machine it might come out in other bits, and all be done anew.
     beside.unlink()
     vectors = work.extract()
-    assert beside.read_bytes() == before and vectors["evil"].hash == done.held["vectors"]["evil"]
+    assert not beside.exists() and not work._question_sums(vectors)
+    vector.unlink()
+    vectors = work.extract()
+    assert [path.read_bytes() for path in (vector, beside)] == before
     # Another vector's would give it wrong intervals.
-    beside.write_bytes(before.replace(vectors["evil"].hash.encode(), b"0" * 64))
+    beside.write_bytes(before[1].replace(vectors["evil"].hash.encode(), b"0" * 64))
     with pytest.raises(RunError, match="not of the evil vector"):
         work._question_sums(vectors)
-    beside.write_bytes(before)
+    beside.write_bytes(before[1])
 
 
 def test_the_logs_of_one_task_are_read_alone(done: Done) -> None:

@@ -422,8 +422,7 @@ class Core:
             if log is None:
                 continue
             path = (targets or {}).get(name, self._vector_path(trait.name))
-            beside = self._sums_path(trait.name)
-            if path.exists() and (targets or beside.exists()):
+            if path.exists():
                 vector = PersonaVector.load(path)
                 if vector.provenance.get("log_ids") == [log.eval.eval_id]:
                     vectors[trait.name] = vector
@@ -450,7 +449,8 @@ class Core:
                 self.say(f"warning: {error}")
                 continue
             if not targets:
-                sums.save(beside)
+                # First, so that no vector of a run that was cut off lacks it.
+                sums.save(self._sums_path(trait.name))
             vector.save(path)
             vectors[trait.name] = vector
         return vectors

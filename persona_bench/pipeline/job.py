@@ -234,7 +234,7 @@ class Run(Training):
             if path.exists():
                 found[trait] = QuestionSums.load(path)
                 if found[trait].hash != vector.hash:
-                    raise RunError(f"{path} is not of the {trait} vector; remove it and run again")
+                    raise RunError(f"{path} is not of the {trait} vector; remove both and run again")
         return found
 
     def compare(self, claims: pd.DataFrame) -> dict[str, pd.DataFrame]:
