@@ -116,7 +116,11 @@ def compare(first: Path, second: Path, out: Path | None, note: str | None) -> No
         print_table("What differs between the runs", ("", "first", "second"), compared.differing)
     if len(compared.vectors):
         vectors = compared.vectors.map(number).itertuples(index=False)
-        print_table("Vectors: chosen layers, and cosines of both at these", compared.vectors.columns, vectors)
+        print_table(
+            "Vectors: layers that serve, share of resamples that choose them, cosines of both",
+            compared.vectors.columns,
+            vectors,
+        )
     changed = compared.verdicts[compared.verdicts["changed"]]
     if len(changed):
         both = [

@@ -25,7 +25,11 @@ def told(run: Run) -> Iterator[str]:
             said += ["What differs between them:", table(["", "first", "second"], rows)]
         if len(compared.vectors):
             vectors = [[md(number(cell)) for cell in row] for row in compared.vectors.itertuples(index=False)]
-            said += ["Chosen layers, and cosines of both vectors there:", table([*compared.vectors.columns], vectors)]
+            said += [
+                "Layers that serve (steering's choice, else the middle one; `share` of the resamples that choose it), and "
+                "the cosine of both vectors there:",
+                table([*compared.vectors.columns], vectors),
+            ]
         changed = compared.verdicts[compared.verdicts["changed"]]
         if len(changed):
             said += ["Verdicts that changed:", changed_verdicts(changed, ("first", "second"))]

@@ -17,11 +17,11 @@ VECTOR_COLUMNS = (
 
 
 def vector_change(first: Run, second: Run) -> pd.DataFrame:
-    """One row a trait that both have a vector of: the layers they chose, and the cosine of the two at each.
+    """One row a trait that both have a vector of: the layers that serve, and the cosine of the two at each.
 
-    `share_first` and `share_second` say how many resamples of the select half choose the same layer. `chance` is the
-    typical absolute cosine of two random directions of that width. Cosines are NaN where a layer is none of the
-    other's, or the model is another.
+    A layer serves because steering chose it, else as the middle one. `share_first` and `share_second` say how many
+    resamples of the select half choose the same layer. `chance` is the typical absolute cosine of two random directions
+    of that width. Cosines are NaN where a layer is none of the other's, or the model is another.
 
     Raises:
         VectorError: a vector file is broken.
