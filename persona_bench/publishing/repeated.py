@@ -26,8 +26,8 @@ def told(run: Run) -> Iterator[str]:
         if len(compared.vectors):
             vectors = [[md(number(cell)) for cell in row] for row in compared.vectors.itertuples(index=False)]
             said += [
-                "Layers that serve (steering's choice, else the middle one; `share` of the resamples that choose it), and "
-                "the cosine of both vectors there:",
+                "Layers that serve (steering's choice, else the middle one; `share` of the resamples that choose it), "
+                "and the cosine of both vectors there:",
                 table([*compared.vectors.columns], vectors),
             ]
         changed = compared.verdicts[compared.verdicts["changed"]]
