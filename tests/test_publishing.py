@@ -304,21 +304,29 @@ def test_claims_stand_under_what_their_verdicts_say(root: Path, tmp_path: Path) 
     shutil.copytree(root, tmp_path / "r")
     planted = {"C1-steering-induces": ("supported", "supported"), "C2-steering-suppresses": ("contradicted",) * 2}
     planted |= {"C3-monitoring-overall": ("supported", "contradicted"), "C4-monitoring-within": ("inconclusive",) * 2}
+    planted["C8-many-shot-overall"] = ("inconclusive",) * 2
     for number, run in enumerate(published_runs(tmp_path / "r" / "results")):
         path = run.folder / "claims.csv"
         claims = pd.read_csv(path, keep_default_na=False)
         for claim, verdicts in planted.items():
-            claims.loc[claims["claim"] == claim, "verdict"] = verdicts[number]
+            claims.loc[claims["claim"] == claim, ["verdict", "reason"]] = [verdicts[number], "measured"]
+        if not number:
+            alone = "r 0.5 [0.4, 0.6]; supported by the interval alone, p = 0.2 after Holm's correction"
+            claims.loc[claims["claim"] == "C8-many-shot-overall", "reason"] = alone
         claims.loc[claims["claim"] == "C6-steering-costs-coherence", ["verdict", "reason"]] = ["not testable", REASON]
         claims.to_csv(path, index=False)
     page = made_pages(tmp_path / "r")["docs/findings.md"]
     parts = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
     for claim, title in zip(
         planted,
-        ("What holds", "What does not hold", "What holds here and not there", "What these runs cannot tell"),
+        (
+            *("What holds", "What does not hold", "What holds here and not there", "What these runs cannot tell"),
+            "What single intervals show, and all claims together do not",
+        ),
         strict=True,
     ):
         assert [name for name, text in parts.items() if f"([{claim}](" in text] == [title]
+    assert page.count("inconclusive (supported by the interval alone) for evil") == 1
     untested = parts["What could not be tested, and why"]
     assert untested.count("**no vector**: C6, for evil (too few responses, 3 of 40)") == 2
     assert "([C6-steering" not in parts["What holds"]

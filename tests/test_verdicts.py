@@ -353,6 +353,7 @@ def test_holm_turns_a_bare_effect_into_inconclusive():
     kept = vd._after_holm(found, 0.04)
     lost = vd._after_holm(found, 0.09)
     assert kept is found and lost.verdict == "inconclusive" and "after Holm's correction" in lost.reason
+    assert vd.by_the_interval_alone(lost.reason) == "supported" and vd.by_the_interval_alone(found.reason) == ""
 
 
 def test_the_same_frames_give_the_same_claims(samples, claims):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from persona_bench.analysis.figures.draw import VERDICT_COLOURS, readable
 from persona_bench.analysis.figures.drawing import WIDTH, flat_text, new_figure, put_foot
+from persona_bench.analysis.verdicts.claims import by_the_interval_alone
 from persona_bench.definitions.claims import ALL_TRAITS
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
             left = x + 0.04 + (0 if row["trait"] == ALL_TRAITS else traits.index(row["trait"])) * width
             y = claims.index(row["claim"])
             axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF")))
-            letter = _LETTER.get(row["verdict"], "?")
+            letter = _LETTER.get(by_the_interval_alone(row["reason"]) or row["verdict"], "?")
+            letter = letter.lower() if row["verdict"] == "inconclusive" else letter
             axes.text(left + width / 2, y + 0.5, letter, ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(claims), 0)
@@ -93,7 +95,8 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
         side.set_visible(False)
     named = ", ".join(sorted(set(table["trait"]) - {ALL_TRAITS}))
     note = (
-        f"S supported, C contradicted, i inconclusive, – not testable; empty: not run. A field a trait, by name "
+        "S supported, C contradicted, i inconclusive (s, c: the interval alone would support, contradict; Holm's "
+        "correction over the run takes it back), – not testable; empty: not run. A field a trait, by name "
         f"({named}), or one for the model. Smaller models first."
     )
     put_foot(figure, line, note)

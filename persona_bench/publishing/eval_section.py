@@ -20,6 +20,7 @@ from persona_bench.publishing.words import (
     rows_of,
     table,
     tally,
+    verdict,
 )
 
 NOTHING = "No run of this eval is committed under `results/` yet."
@@ -47,7 +48,7 @@ def _run(name: str, run: Run) -> Iterator[str]:
             [
                 [
                     f"[{claim.id}](../../docs/claims.md#{claim.id.lower()})",
-                    row["verdict"],
+                    verdict(row),
                     named([row["trait"]]),
                     measured(row),
                     paper(claim, [row["trait"]]),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
+from persona_bench.analysis.verdicts.claims import by_the_interval_alone
 from persona_bench.definitions.claims import Claim
 from persona_bench.publishing import regraded, repeated
 from persona_bench.publishing.notes import filled
@@ -19,20 +20,21 @@ Made from `results/` by `make docs`; do not edit. Every number is a run's: its e
 of valid samples behind it. Rules and the paper's values stand in [claims.md](claims.md), logs and controls in each
 run's report."""
 NOTHING = "No run is committed under `results/` yet, so there is no finding to state."
-_GROUPS: tuple[tuple[str, str, set[str]], ...] = (
-    ("What holds", "Supported on some model and trait, and contradicted on none.", {"supported"}),
-    ("What does not hold", "Contradicted on some model and trait, and supported on none.", {"contradicted"}),
-    (
-        "What holds here and not there",
-        "Supported on some model or trait and contradicted on another.",
-        {"supported", "contradicted"},
-    ),
-    (
-        "What these runs cannot tell",
-        "Measured, but every interval reaches over the threshold: no evidence for or against.",
-        set(),
-    ),
-)
+_ALONE, _OPEN = "What single intervals show, and all claims together do not", "What these runs cannot tell"
+_GROUPS = {
+    "What holds": "Supported on some model and trait, and contradicted on none.",
+    "What does not hold": "Contradicted on some model and trait, and supported on none.",
+    "What holds here and not there": "Supported on some model or trait and contradicted on another.",
+    _ALONE: "Nothing is decided, as Holm's correction over all tests of a run stands above each; without it, some "
+    "interval would decide (named so).",
+    _OPEN: "Measured, but an interval, the claim's own or that of the difference to its control, reaches over the "
+    "threshold: no evidence for or against.",
+}
+_DECIDED = {
+    frozenset({"supported"}): "What holds",
+    frozenset({"contradicted"}): "What does not hold",
+    frozenset({"supported", "contradicted"}): "What holds here and not there",
+}
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -41,13 +43,8 @@ def page(runs: Sequence[Run]) -> str:
         return f"{_HEAD}\n\n{NOTHING}\n"
     claims = ran(runs)
     parts = [_HEAD, "Runs: " + "; ".join(_about(run) for run in runs) + "."]
-    decided = {claim.id: _verdicts(claim, runs) for claim in claims}
-    for title, words, wanted in _GROUPS:
-        some = [
-            claim
-            for claim in claims
-            if decided[claim.id] & set(MEASURED) and decided[claim.id] & {"supported", "contradicted"} == wanted
-        ]
+    for title, words in _GROUPS.items():
+        some = [claim for claim in claims if _group(claim, runs) == title]
         if some:
             parts += [f"## {title}", words, "\n".join(_bullet(claim, runs) for claim in some)]
     parts += ["## What could not be tested, and why", *(part for run in runs for part in _untested(run))]
@@ -62,8 +59,15 @@ def _about(run: Run) -> str:
     return f"[{md(label(run))}]({folder}/report.md), graded by {md(run.caption.grader)}, {md(run.caption.date)}"
 
 
-def _verdicts(claim: Claim, runs: Sequence[Run]) -> set[str]:
-    return {str(verdict) for run in runs for verdict in rows_of(run, claim)["verdict"]}
+def _group(claim: Claim, runs: Sequence[Run]) -> str:
+    """The part that a claim stands in, '' where nothing of it was measured."""
+    rows = pd.concat([rows_of(run, claim) for run in runs])
+    decided = frozenset(rows["verdict"]) & {"supported", "contradicted"}
+    if decided:
+        return _DECIDED[decided]
+    if not rows["verdict"].isin(MEASURED).any():
+        return ""
+    return _ALONE if any(map(by_the_interval_alone, rows["reason"].astype(str))) else _OPEN
 
 
 def _bullet(claim: Claim, runs: Sequence[Run]) -> str:

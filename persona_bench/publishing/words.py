@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
 from persona_bench.analysis.report.controls import spread
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
-from persona_bench.analysis.verdicts.claims import VERDICTS
+from persona_bench.analysis.verdicts.claims import VERDICTS, by_the_interval_alone
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, NOT_FOUND, Claim
 
 MEASURED = ("supported", "contradicted", "inconclusive")
@@ -45,30 +45,42 @@ def named(traits: Iterable[str]) -> str:
     return ", ".join("the model" if trait == ALL_TRAITS else md(trait) for trait in traits)
 
 
+def verdict(row: pd.Series) -> str:
+    """A row's verdict, and what the interval alone would have it be where Holm's correction takes that back."""
+    alone = by_the_interval_alone(str(row["reason"]))
+    return f"{row['verdict']} ({alone} by the interval alone)" if alone else str(row["verdict"])
+
+
+def _by_verdict(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Rows of one verdict after the other, those that the interval alone decides apart."""
+    said = rows.apply(verdict, axis="columns") if len(rows) else pd.Series(dtype=str)
+    for name in VERDICTS:
+        for words in sorted(set(said[rows["verdict"] == name]), key=lambda words: (words == name, words)):
+            yield words, rows[said == words]
+
+
 def cell(rows: pd.DataFrame) -> str:
     """A claim's verdicts in one run, for a table: a line a trait where there is a number, else a line a verdict."""
     lines = []
-    for verdict in VERDICTS:
-        some = rows[rows["verdict"] == verdict]
-        if verdict in MEASURED:
-            lines += [f"**{verdict}**: {named([row['trait']])} {measured(row)}" for _, row in some.iterrows()]
-        elif len(some):
-            lines.append(f"{verdict}: {named(some['trait'])}")
+    for words, some in _by_verdict(rows):
+        if some["verdict"].isin(MEASURED).all():
+            name = some["verdict"].iloc[0]
+            said = words.replace(name, f"**{name}**", 1)
+            lines += [f"{said}: {named([row['trait']])} {measured(row)}" for _, row in some.iterrows()]
+        else:
+            lines.append(f"{words}: {named(some['trait'])}")
     return "<br>".join(lines) or "not run"
 
 
 def sentence(rows: pd.DataFrame) -> str:
     """The same in a sentence: `supported for evil (3.1 [2, 4], n 80); not testable for humorous`."""
     parts = []
-    for verdict in VERDICTS:
-        some = rows[rows["verdict"] == verdict]
-        if some.empty:
-            continue
-        if verdict in MEASURED:
+    for words, some in _by_verdict(rows):
+        if some["verdict"].isin(MEASURED).all():
             told = ", ".join(f"{named([row['trait']])} ({measured(row)})" for _, row in some.iterrows())
         else:
             told = named(some["trait"])
-        parts.append(f"{verdict} for {told}")
+        parts.append(f"{words} for {told}")
     return "; ".join(parts)
 
 
@@ -112,7 +124,7 @@ def reasons(rows: pd.DataFrame) -> list[str]:
 def tally(rows: pd.DataFrame) -> str:
     """How many verdicts of each kind: `2 supported, 1 not testable`."""
     counts = rows["verdict"].value_counts()
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -39,13 +39,14 @@ from persona_bench.definitions.claims import (
     Claim,
 )
 
-__all__ = ["CLAIM_COLUMNS", "VERDICTS", "judge_claims"]
+__all__ = ["CLAIM_COLUMNS", "VERDICTS", "by_the_interval_alone", "judge_claims"]
 
 CLAIM_COLUMNS = (
     *("claim", "trait", "statement", "paper_value", "estimate", "ci_low", "ci_high", "n"),
     *("verdict", "reason", "p_holm", "log", "warning"),
 )
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable", "not run")
+_ALONE = "by the interval alone"
 
 
 _PENDING = Finding("not run", "it rests on the verdicts of the other claims")
@@ -206,8 +207,14 @@ def _after_holm(found: Finding, p_holm: float) -> Finding:
     return replace(
         found,
         verdict="inconclusive",
-        reason=f"{found.reason}; {found.verdict} by the interval alone, p = {p_holm:.2g} after Holm's correction",
+        reason=f"{found.reason}; {found.verdict} {_ALONE}, p = {p_holm:.2g} after Holm's correction",
     )
+
+
+def by_the_interval_alone(reason: str) -> str:
+    """`supported` or `contradicted` where a verdict's reason says that Holm's correction took this away, else ''."""
+    before, found, _ = reason.rpartition(f" {_ALONE}, p = ")
+    return before.rpartition(" ")[2] if found else ""
 
 
 _RULINGS = {**FINETUNING_RULES, **FLAGGING_RULES}
