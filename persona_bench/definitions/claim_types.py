@@ -97,6 +97,12 @@ class Claim:
     traits: tuple[str, ...] = ()
     condition: str = ""
 
+    @property
+    def kind(self) -> str:
+        """What it is about: `judge`, `limit` (one that the paper states), `check` (not in the paper) or `claim`."""
+        kinds = {"Validity of the judge": "judge", "Stated limits": "limit", "Not in the paper": "check"}
+        return next((kind for start, kind in kinds.items() if self.section.startswith(start)), "claim")
+
     def rows(self, traits: list[str]) -> list[str]:
         """The traits that this claim has a row for in a run of these traits."""
         if not self.per_trait:

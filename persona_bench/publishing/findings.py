@@ -6,19 +6,32 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
+from persona_bench.analysis.changes.verdicts import DECIDED
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
 from persona_bench.analysis.verdicts.claims import by_the_interval_alone
 from persona_bench.definitions.claims import Claim
 from persona_bench.publishing import regraded, repeated
 from persona_bench.publishing.notes import filled
-from persona_bench.publishing.words import MEASURED, label, paper, ran, reasons, rows_of, sentence, tally, traits_of
+from persona_bench.publishing.words import (
+    MEASURED,
+    label,
+    paper,
+    ran,
+    reasons,
+    rows_of,
+    sentence,
+    tally,
+    traits_of,
+    without_interval,
+)
 
 _HEAD = """# Findings
 
 Made from `results/` by `make docs`; do not edit. Every number is a run's: its estimate, its 95 % interval, the number
-of valid samples behind it. Rules and the paper's values stand in [claims.md](claims.md), logs and controls in each
-run's report."""
+of valid samples behind it (for cosines, of the responses that made the vector). Where a layer or a strength is chosen,
+it is chosen on one half of the questions (the select half), and the verdict comes from the other (the report half).
+Rules and the paper's values stand in [claims.md](claims.md), logs and controls in each run's report."""
 NOTHING = "No run is committed under `results/` yet, so there is no finding to state."
 _ALONE, _OPEN = "What single intervals show, and all claims together do not", "What these runs cannot tell"
 _GROUPS = {
@@ -27,8 +40,8 @@ _GROUPS = {
     "What holds here and not there": "Supported on some model or trait and contradicted on another.",
     _ALONE: "Nothing is decided, as Holm's correction over all tests of a run stands above each; without it, some "
     "interval would decide (named so).",
-    _OPEN: "Measured, but an interval, the claim's own or that of the difference to its control, reaches over the "
-    "threshold: no evidence for or against.",
+    _OPEN: "Measured and not decided: an interval, the claim's own or that of the difference to its control, reaches "
+    "over the threshold, or there is none. Part of a rule may hold; the reports give the reasons.",
 }
 _DECIDED = {
     frozenset({"supported"}): "What holds",
@@ -60,9 +73,9 @@ def _about(run: Run) -> str:
 
 
 def _group(claim: Claim, runs: Sequence[Run]) -> str:
-    """The part that a claim stands in, '' where nothing of it was measured."""
+    """The part that a claim stands in, '' where nothing of it was measured; without an interval nothing is decided."""
     rows = pd.concat([rows_of(run, claim) for run in runs])
-    decided = frozenset(rows["verdict"]) & {"supported", "contradicted"}
+    decided = frozenset(rows[~rows.apply(without_interval, axis="columns")]["verdict"]) & set(DECIDED)
     if decided:
         return _DECIDED[decided]
     if not rows["verdict"].isin(MEASURED).any():

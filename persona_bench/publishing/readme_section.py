@@ -6,26 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
+
 from persona_bench.analysis.comparison import COMPARISON, COVERAGE
 from persona_bench.analysis.coverage import size
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
-from persona_bench.analysis.verdicts.claims import VERDICTS
+from persona_bench.analysis.verdicts.judge import GATE
 from persona_bench.definitions.claims import CLAIMS
-from persona_bench.publishing.words import cell, folded, label, paper, ran, rows_of, table, traits_of
+from persona_bench.publishing.words import cell, folded, label, paper, ran, rows_of, table, tally, traits_of
 
 NOTHING = (
     "No run is committed under `results/` yet, so no result is stated here; `make run` makes one on this machine, and "
     "`persona-bench publish` the form of it that is committed."
 )
 FIGURES = 3
+_KINDS = {"claim": "the paper's claims", "limit": "its stated limits", "check": "checks of this suite"}
+_READ = (
+    "A stated limit that is supported is one that the method has; one that is contradicted is not seen in that run. "
+    "Verdicts stand after Holm's correction over their run; those on cosines (V1, L1) have no p value and are not "
+    "corrected."
+)
 
 
 def text(runs: Sequence[Run], root: Path) -> str:
     """The part as Markdown; figures are shown as far as they are drawn in `root`/paper_figures."""
     if not runs:
         return NOTHING
-    parts = [_tally(runs)]
+    parts = [_tally(runs), _READ]
     parts += [f"![{words}](paper_figures/{quote(name)}.png)" for name, words in _figures(runs, root)[:FIGURES]]
     parts.append(
         "What holds, what does not, and what could not be tested and why: [docs/findings.md](docs/findings.md). By "
@@ -38,11 +46,19 @@ def text(runs: Sequence[Run], root: Path) -> str:
 def _tally(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        counts = run.tables["claims"]["verdict"].value_counts().to_dict()
+        claims = run.tables["claims"]
+        kinds = claims["claim"].map({claim.id: claim.kind for claim in CLAIMS})
         report = f"[{md(label(run))}]({quote(f'results/{run.folder.parent.name}/{run.folder.name}')}/report.md)"
-        about = (report, size(run.facts["parameters"]), md(run.caption.grader))
-        rows.append([*about, *(str(counts.get(verdict, 0)) for verdict in VERDICTS)])
-    return table(["run", "size", "grader", *VERDICTS], rows)
+        about = (report, size(run.facts["parameters"]), f"{md(run.caption.grader)}, {_trusted(claims)}")
+        counts = [tally(claims[(kinds == kind) & (claims["verdict"] != "not run")]) for kind in _KINDS]
+        rows.append([*about, *(words or "not run" for words in counts), str((claims["verdict"] == "not run").sum())])
+    return table(["run", "size", "grader", *_KINDS.values(), "not run"], rows)
+
+
+def _trusted(claims: pd.DataFrame) -> str:
+    """For how many traits the judge passes its gate."""
+    gate = claims[(claims["claim"] == GATE) & (claims["verdict"] != "not run")]
+    return f"trusted for {(gate['verdict'] == 'supported').sum()} of {len(gate)} traits"
 
 
 def _figures(runs: Sequence[Run], root: Path) -> list[tuple[str, str]]:

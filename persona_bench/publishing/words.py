@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
+from persona_bench.analysis.changes.verdicts import DECIDED
 from persona_bench.analysis.report.controls import spread
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
 from persona_bench.analysis.verdicts.claims import VERDICTS, by_the_interval_alone
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, NOT_FOUND, Claim
 
-MEASURED = ("supported", "contradicted", "inconclusive")
+MEASURED = (*DECIDED, "inconclusive")
 """Verdicts that stand on numbers."""
 
 
@@ -45,8 +46,15 @@ def named(traits: Iterable[str]) -> str:
     return ", ".join("the model" if trait == ALL_TRAITS else md(trait) for trait in traits)
 
 
+def without_interval(row: pd.Series) -> bool:
+    """Whether a verdict was decided by its estimate alone: cosines of runs that kept no questions of a vector."""
+    return row["verdict"] in DECIDED and bool(pd.isna(row["ci_low"]))
+
+
 def verdict(row: pd.Series) -> str:
-    """A row's verdict, and what the interval alone would have it be where Holm's correction takes that back."""
+    """A row's verdict, with what weakens it: Holm's correction took it from its interval, or it never had one."""
+    if without_interval(row):
+        return f"{row['verdict']} (no interval)"
     alone = by_the_interval_alone(str(row["reason"]))
     return f"{row['verdict']} ({alone} by the interval alone)" if alone else str(row["verdict"])
 
@@ -122,9 +130,11 @@ def reasons(rows: pd.DataFrame) -> list[str]:
 
 
 def tally(rows: pd.DataFrame) -> str:
-    """How many verdicts of each kind: `2 supported, 1 not testable`."""
-    counts = rows["verdict"].value_counts()
-    return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts)
+    """How many verdicts of each kind, those without an interval apart: `2 supported, 1 not testable`."""
+    said = rows["verdict"].where(~rows.apply(without_interval, axis="columns"), rows["verdict"] + " (no interval)")
+    counts = said.value_counts()
+    names = [name + more for name in VERDICTS for more in ("", " (no interval)")]
+    return ", ".join(f"{counts[name]} {name}" for name in names if name in counts)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persona_bench.analysis.verdicts.judge import GATE
 from persona_bench.errors import DataError
 
 GRADER_CHANGE = "grader_change"
@@ -49,12 +50,12 @@ def counts(change: pd.DataFrame, cause: str) -> str:
     changed = change[change["changed"].astype(str) == "True"]
     ways = Counter(zip(changed["verdict_first"], changed["verdict_second"], strict=True))
     told = "".join(f"; {n} from {old} to {new}" for (old, new), n in sorted(ways.items(), key=lambda item: -item[1]))
-    decided = change[change["verdict_first"].isin(DECIDED)]
+    decided = change[change["verdict_first"].isin(DECIDED) & (change["claim"] != GATE)]
     kept = int((decided["verdict_first"] == decided["verdict_second"]).sum())
     turned = int((decided["verdict_second"].isin(DECIDED)).sum()) - kept
     return (
         f"{len(changed)} of {len(change)} verdicts change with {cause}{told}; of {len(decided)} that the first "
-        f"supported or contradicted, {kept} stand and {turned} turn into the opposite"
+        f"supported or contradicted, the judge's own left out, {kept} stand and {turned} turn into the opposite"
     )
 
 

@@ -12,6 +12,9 @@ from persona_bench.definitions.claims import (
     Claim,
 )
 
+GATE = "J-judge-valid"
+"""The claim by which every judged one may be decided."""
+
 
 def gate(run: Run, trait: str) -> str:
     """Why the judge may not decide about this trait; empty if it may."""
@@ -46,4 +49,4 @@ def _judge_valid(run: Run, claim: Claim, trait: str) -> Finding:
     return Finding(verdict, reason, row["auroc"], row["auroc_low"], row["auroc_high"], n, log=log)
 
 
-JUDGE_RULES: Mapping[str, Rule] = {"J-judge-valid": _judge_valid}
+JUDGE_RULES: Mapping[str, Rule] = {GATE: _judge_valid}
