@@ -195,7 +195,7 @@ def test_seen_in_the_words_as_well_is_not_seen_beyond_them() -> None:
 @pytest.mark.parametrize(
     ("mind", "reason"),
     [
-        (Mind(yields=0.1, slips=0.1), "does not show the behaviour: shown in"),
+        (Mind(yields=0.1, slips=0.1), "not more frequent where it is rewarded: shown in"),
         # Whoever repeats the answer that was named does so in the twin as often.
         (Mind(yields=0.5, slips=0.5), "difference"),
         (Mind(knows=0.5), "the checks no more often than by chance (0.5)"),

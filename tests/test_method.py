@@ -66,6 +66,11 @@ def readings(seen: float, *, others: bool = True, showing: int = 3, random_sees:
     return pd.DataFrame(rows, columns=list(METHOD_SAMPLES["readings"]))
 
 
+_SHOWN = readings(6.0)
+RARE = _SHOWN[(_SHOWN["half"] == "select") | (_SHOWN["question_id"] < 4) | (_SHOWN["trait_score"] < 50)]
+"""Ten responses of the select half show the trait, and six of the report half."""
+
+
 @pytest.fixture(scope="module")
 def base() -> Samples:
     return dataclasses.replace(make_samples(ONE), readings=readings(0.0))
@@ -118,6 +123,14 @@ def test_a_shift_that_another_vector_sees_the_other_way_round_contradicts_it(fin
     assert chosen.loc["trait:other", "tpr_1"] > 0.9 and chosen.loc["trait:other", "n_positive"] == 30
 
 
+def test_which_way_round_a_random_direction_sees_it_means_nothing(find: Find) -> None:
+    frame = readings(6.0, random_sees=6.0)
+    turned = (frame["direction"] == "random:0") & (frame["half"] == "report")
+    frame.loc[turned, "projection"] *= -1
+    found = find(S2, readings=frame)
+    assert found.verdict == "inconclusive" and "minus a random direction's, whichever way round, 0 [" in found.reason
+
+
 def test_what_a_random_direction_sees_as_well_is_not_the_vector_s_doing(find: Find) -> None:
     assert find(S2, readings=readings(6.0, random_sees=6.0)).verdict == "inconclusive"
 
@@ -126,10 +139,11 @@ def test_what_a_random_direction_sees_as_well_is_not_the_vector_s_doing(find: Fi
     ("frame", "reason"),
     [
         (readings(6.0, others=False), "no other trait"),
-        (readings(6.0, showing=0), "0 responses show the trait, needed 10"),
-        (readings(6.0, showing=6), "all show the trait"),
+        (readings(6.0, showing=0), "responses that show the trait 0, needed 10"),
+        (readings(6.0, showing=6), "others 0, needed 10"),
+        (RARE, "responses that show the trait 6, needed 10"),
     ],
-    ids=["alone", "never", "always"],
+    ids=["alone", "never", "always", "on the other half"],
 )
 def test_a_shift_that_is_not_there_cannot_be_missed(find: Find, frame: pd.DataFrame, reason: str) -> None:
     found = find(S2, readings=frame)

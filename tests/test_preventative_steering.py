@@ -454,6 +454,12 @@ def test_only_the_report_half_decides_and_only_the_select_half_opens(truth: Samp
     assert "did not raise" in verdict(low, "P1-prevents-single-layer")[1]
 
 
+def test_a_trait_that_is_scored_and_has_no_vector_leaves_the_others_testable(truth: Samples) -> None:
+    spoken = truth.finetuning[truth.finetuning["trait"] == "sycophancy"].assign(trait="nameless")
+    more = replace(truth, finetuning=pd.concat([truth.finetuning, spoken]))
+    assert verdict(more, "F2-shift-cross-trait") == verdict(truth, "F2-shift-cross-trait")
+
+
 def test_what_was_not_taught_or_not_run_cannot_be_tested(truth: Samples) -> None:
     flat, babble = world(raised=0.0), world(incoherent="plain")
     for name in PREVENT:
@@ -468,7 +474,7 @@ def test_what_was_not_taught_or_not_run_cannot_be_tested(truth: Samples) -> None
     for name in ("F1-shift-own-trait", "F2-shift-cross-trait"):
         assert verdict(few, name) == ("not testable", "too few valid samples: finetunes 3, needed 8")
     alone = replace(truth, finetuning=truth.finetuning[truth.finetuning["trait"] != "sycophancy"])
-    assert verdict(alone, "F2-shift-cross-trait") == ("not testable", "only one trait in the run")
+    assert verdict(alone, "F2-shift-cross-trait") == ("not testable", "no other trait of the run has a vector")
     scores = truth.finetuning.assign(trait_score=truth.finetuning["trait_score"].where(lambda s: s.isna(), 20.0))
     assert "SD under 1" in verdict(replace(truth, finetuning=scores), "F1-shift-own-trait")[1]
     bare = replace(truth, shifts=truth.shifts[~truth.shifts["direction"].str.startswith("random")])
@@ -484,6 +490,7 @@ def test_tables_hold_the_planted_numbers(truth: Samples) -> None:
     row = vaccine.loc[("evil", "misaligned_2", "evil", "preventative")]
     assert row["n_seeds"] == 2 and row["acquired"] == pytest.approx(10, abs=3)
     assert row["prevented"] == pytest.approx(-30, abs=3) and row["beyond_random"] == pytest.approx(-28, abs=3)
+    assert vaccine[vaccine["beyond_random"].notna()].index.get_level_values("arm").unique().tolist() == ["preventative"]
     assert row["prevented_low"] < row["prevented"] < row["prevented_high"] and row["cloze_difference"] == 0
     costs = tables["finetuning_costs"].set_index(["family", "version", "arm", "seed", "set"])
     assert costs.loc[("evil", "misaligned_2", "plain", 0, "evil-misaligned_2-s0")]["loss_difference"] == -1

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from persona_bench.analysis import statistics as st
@@ -156,6 +157,47 @@ def test_auroc_and_balanced_accuracy():
     assert area.value == pytest.approx(roc_auc_score(labels[:4], scores[:4])) and (area.n, area.n_unscored) == (4, 2)
     assert st.balanced_accuracy(scores, labels, ids, rng=rng()).value == pytest.approx(0.75)
     assert math.isnan(st.auroc([1.0, 2.0], [1, 1], [0, 1], rng=rng()).value)
+
+
+def areas_at(true: float, questions: int, a_question: int, n: int) -> list[tuple[st.Estimate, st.Estimate]]:
+    """(AUROC of a clear detector, of one whose AUROC is `true`), simulated, each question with an effect of its own."""
+    source, found = rng(11), []
+    ids = np.repeat(np.arange(questions), a_question)
+    for _ in range(n):
+        effect = math.sqrt(0.3) * source.standard_normal(questions)[ids]
+        neutral, plain, other = (effect + math.sqrt(0.7) * source.standard_normal(ids.size) for _ in range(3))
+        labels, both = np.repeat([0, 1], ids.size), np.tile(ids, 2)
+        found.append(
+            tuple(
+                st.auroc(np.concatenate([neutral, shown]), labels, both, rng=rng(5), resamples=300)
+                for shown in (plain + 8, other + math.sqrt(2) * norm.ppf(true))
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("a_question", [1, 3])
+def test_an_auroc_near_one_of_few_questions_is_seldom_surely_over_a_threshold_that_it_is_at(a_question):
+    simulated = areas_at(0.9, 10, a_question, 300)
+    above = [area for _, area in simulated if area.value > 0.9]
+    lost = [pair for pair in simulated if st.excess(*pair).value < 0.1]
+    for level, most in ((0.05, 0.07), (0.01, 0.01)):
+        assert sum(st.area_p(area, 0.9) < level for area in above) <= most * 300
+        assert sum(st.area_loss_p(*pair, 0.1) < level for pair in lost) <= most * 300
+    # The draws alone let it pass several times as often.
+    assert sum(st.bootstrap_p(area, 0.9) < 0.01 for area in above) > 0.02 * 300
+
+
+def test_an_auroc_on_the_far_side_is_tested_by_its_draws():
+    for clear, area in areas_at(0.6, 10, 3, 5):
+        assert st.area_p(area, 0.9) == st.bootstrap_p(area, 0.9)
+        loss = st.excess(clear, area)
+        assert st.area_loss_p(clear, area, 0.1) == st.bootstrap_p(loss, 0.1)
+
+
+def test_an_auroc_of_many_questions_is_surely_over_a_threshold():
+    (_, area), *_ = areas_at(0.99, 200, 3, 1)
+    assert st.area_p(area, 0.9) < 1e-4
 
 
 def brute_force_agreement(scores, levels, ids, min_gap: float = 75.0) -> float:

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.samples.frames import SIGNALS, Samples
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.verdicts import claims as vd
 from persona_bench.analysis.verdicts.finetuning import FINETUNING_RULES
 from persona_bench.analysis.verdicts.flagging import FLAGGING_RULES
 from persona_bench.analysis.verdicts.limits import LIMIT_RULES
-from persona_bench.analysis.verdicts.method import METHOD_RULES, TWO_MODELS, UNDECIDED
+from persona_bench.analysis.verdicts.method import METHOD_RULES, TWO_MODELS
 from persona_bench.definitions.claims import CLAIMS, claim
 from persona_bench.definitions.traits import load_labelled
 from persona_bench.pipeline import ALL_EVALS, CORE_EVALS
@@ -50,7 +50,7 @@ def test_every_claim_has_a_rule_and_a_value_or_not_found():
     assert {entry.id for entry in CLAIMS if entry.eval in CORE_EVALS} == set(vd._RULES)
     every = {entry.id for entry in CLAIMS if entry.eval in ALL_EVALS}
     ruled = {*vd._RULES, *FINETUNING_RULES, *FLAGGING_RULES, *LIMIT_RULES, *METHOD_RULES, TWO_MODELS}
-    assert every == ruled | set(UNDECIDED)
+    assert every == ruled | {entry.id for entry in CLAIMS if entry.missing}
     assert claim("L1-refusal-confound").threshold == 0.5
 
 
@@ -290,6 +290,14 @@ def test_a_correlation_inside_prompts_alone_is_not_mostly_between():
     assert found["verdict"] != "supported" and found["estimate"] < 0.1
 
 
+def test_a_correlation_between_prompts_alone_is_mostly_between_whatever_its_sign():
+    samples = make_samples(dataclasses.replace(ONE, rung_effect=16.0, within=0.0, questions=16))
+    signals = {name: -samples.projections[name] for name in SIGNALS}
+    turned = dataclasses.replace(samples, projections=samples.projections.assign(**signals))
+    found, other = (one(verdicts(part), "L2-monitoring-mostly-between") for part in (samples, turned))
+    assert found["verdict"] == other["verdict"] == "supported" and found["estimate"] == pytest.approx(other["estimate"])
+
+
 @pytest.mark.parametrize(
     ("cosine", "verdict"), [(0.4, "supported"), (-0.4, "contradicted"), (0.05, "inconclusive"), (-0.05, "inconclusive")]
 )
@@ -338,7 +346,7 @@ def test_what_no_eval_of_this_version_decides_is_not_run_and_names_the_eval(clai
     rest = claims[~claims["claim"].isin(list(vd._RULES))]
     assert len(rest) > 30 and (rest["verdict"] == "not run").all() and rest["estimate"].isna().all()
     for _, row in rest.iterrows():
-        assert UNDECIDED.get(row["claim"], claim(row["claim"]).eval) in row["reason"]
+        assert (claim(row["claim"]).missing or claim(row["claim"]).eval) in row["reason"]
 
 
 def test_flat_scores_cannot_be_monitored(samples):
@@ -346,6 +354,26 @@ def test_flat_scores_cannot_be_monitored(samples):
     claims = verdicts(dataclasses.replace(samples, monitoring=flat))
     for claim_id in ("C3-monitoring-overall", "C4-monitoring-within"):
         assert one(claims, claim_id)["verdict"] == "not testable"
+
+
+def test_answers_to_other_questions_do_not_make_a_cell_large_enough(samples):
+    """Eight unsteered answers to four questions, beside which the steered cell has one each and many to others."""
+    frame = samples.steering[samples.steering["trait"] == "evil"].copy()
+    few = frame["question_id"].isin(sorted(frame[frame["half"] == "report"]["question_id"].unique())[:4])
+    again = frame.groupby(["vector", "half", "layer", "coefficient", "question_id"], dropna=False).cumcount() > 0
+    plain, steered = (frame["vector"] == name for name in ("none", "persona"))
+    lost = (frame["half"] == "report") & (plain & ~few | steered & few & again)
+    frame["trait_score"] = frame["trait_score"].mask(lost)
+    found = one(verdicts(dataclasses.replace(samples, steering=frame), traits=["evil"]), "C1-steering-induces")
+    # Four values of four questions, of which one had none before either.
+    assert found["verdict"] == "not testable" and "steered beside unsteered 3, unsteered" in found["reason"]
+
+
+def test_a_test_that_does_not_agree_with_the_interval_is_not_holm_s_doing():
+    found = vd.Finding("supported", "change -0.09 [-0.17, -0.01]", p=0.064)
+    lost = vd._after_holm(found, 1.0)
+    assert lost.verdict == "inconclusive" and "p = 0.064 before any correction" in lost.reason
+    assert vd.by_the_interval_alone(lost.reason) == ""
 
 
 def test_holm_turns_a_bare_effect_into_inconclusive():

@@ -100,6 +100,14 @@ def mean_row(
     return spread(name, st.mean(values.astype(float), ids, rng=rng, resamples=draw.resamples, bounds=bounds))
 
 
+def in_common(
+    first: pd.Series, first_part: pd.DataFrame, second: pd.Series, second_part: pd.DataFrame
+) -> tuple[int, int]:
+    """How many values of each of two cells `paired` compares: those of questions with a value in both."""
+    parts = [part["question_id"][values.notna()] for values, part in ((first, first_part), (second, second_part))]
+    return int(parts[0].isin(set(parts[1])).sum()), int(parts[1].isin(set(parts[0])).sum())
+
+
 def paired(
     first: pd.Series, first_part: pd.DataFrame, second: pd.Series, second_part: pd.DataFrame, draw: Draw, *key: object
 ) -> st.Estimate:

@@ -79,6 +79,8 @@ class Claim:
         per_trait: one row a trait; else one row for the model, whose trait is "all".
         traits: the only traits it is about; empty for every trait of a run.
         condition: of trait_monitoring, the condition whose samples decide it; empty for other evals.
+        missing: what it would take to decide it; empty where the rule is implemented.
+        revision: of the rule; over 1 where it was amended after results, which its words tell.
     """
 
     id: str
@@ -96,6 +98,8 @@ class Claim:
     per_trait: bool = True
     traits: tuple[str, ...] = ()
     condition: str = ""
+    missing: str = ""
+    revision: int = 1
 
     @property
     def kind(self) -> str:

@@ -79,11 +79,12 @@ CLAIMS: tuple[Claim, ...] = (
         statement="The correlation comes mostly from telling system prompts apart, and is weaker for subtle shifts.",
         section="Monitoring prompt-induced shifts; stated limits",
         eval="trait_monitoring",
-        statistic="Pearson r over all points minus the absolute mean r within system prompts, same resamples",
+        statistic="absolute Pearson r over all points minus that of the mean within system prompts, same resamples",
         rule=(
             "On the report half: supported if the 95 % interval of the difference lies above 0; contradicted if it "
-            "lies below 0; otherwise inconclusive."
+            "lies below 0; otherwise inconclusive. After a run with a correlation below 0 both became absolute values."
         ),
+        revision=2,
         threshold=0.0,
         min_n=24,
         not_testable_when="the scores vary within no system prompt",
@@ -117,6 +118,7 @@ LATER_WORK: tuple[Claim, ...] = (
         statement="A probe of the last token misses evidence that earlier tokens hold.",
         section=LATER,
         eval="stated_limits",
+        missing="a choice among signals of prompt and response tokens on the select half",
         statistic="AUROC of the best signal over prompt and response tokens minus that of the last prompt token",
         rule=(
             "The signal is chosen on the select half; on the report half: supported if the 95 % interval of the "

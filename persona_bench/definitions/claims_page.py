@@ -13,9 +13,10 @@ _HEAD = """# The claims
 Made from `persona_bench/definitions/claims*.py` by `make docs`; do not edit.
 
 Every claim of the paper (arXiv 2507.21509 v3) and every limit that it states, with what decides it. The rules were
-written before any result; what was added later says so. A verdict is `supported`, `contradicted`, `inconclusive`,
-`not testable` or `not run`; judged claims need a judge that passes its gate (J-judge-valid), and all tests of a run
-share one correction (Holm). "Not found" means that no source at hand gave the number."""
+written before any result; what was added or amended later says so. A verdict is `supported`, `contradicted`,
+`inconclusive`, `not testable` or `not run`; judged claims need a judge that passes its gate (J-judge-valid), and all
+tests of a run share one correction (Holm), but for J-judge-valid, S1 and the cosines (V1, L1), which have no p value.
+"Not found" means that no source at hand gave the number."""
 
 
 def claims_page() -> str:
@@ -45,7 +46,9 @@ def _facts(entry: Claim) -> Iterator[tuple[str, str]]:
     rows = ", ".join(entry.traits) if entry.traits else "every trait of the run" if entry.per_trait else "the model"
     yield "Eval", f"`{entry.eval}`{condition}; a row for {rows}"
     yield "Statistic", entry.statistic
-    yield "Rule", entry.rule
+    if entry.missing:
+        yield "Not implemented", f"it would need {entry.missing}. The rule is what would then decide"
+    yield f"Rule{f' (revision {entry.revision})' * (entry.revision > 1)}", entry.rule
     yield "Threshold and samples", f"{entry.threshold:g}; at least {entry.min_n} valid samples"
     judged = "; or the judge fails its gate" if entry.judged else ""
     yield "Not testable when", f"{entry.not_testable_when}{judged}"

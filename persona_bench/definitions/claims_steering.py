@@ -110,6 +110,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="Of the ways to make a vector, the mean over response tokens steers best.",
         section="Extraction of vectors",
         eval="stated_limits",
+        missing="steering with the vectors of the prompt positions at doses of their own",
         statistic="trait score of the response-mean vector minus the better of the prompt variants' (points of 0-100)",
         rule=(
             "Each variant (last prompt token, prompt mean, response mean) at its own choice, on the report half: "
@@ -135,6 +136,7 @@ CLAIMS: tuple[Claim, ...] = (
             "known by question, the cosine alone decides. They were added after a run and its repetition gave the "
             "same pair 0.20 and 0.09."
         ),
+        revision=2,
         threshold=0.0,
         min_n=1,
         not_testable_when="the run has no second vector of a pair that the paper gives, or no layer was chosen",
@@ -158,6 +160,7 @@ CLAIMS: tuple[Claim, ...] = (
             "value; where what the vector is made of is not known by question, the cosine alone decides. It was added "
             "after a run and its repetition gave the same vector 0.499 and 0.502."
         ),
+        revision=2,
         threshold=0.5,
         min_n=1,
         not_testable_when="no layer was chosen, or the refusal direction was not measured",
@@ -171,6 +174,7 @@ LATER_WORK: tuple[Claim, ...] = (
         statement="On some questions adding the vector lowers the trait instead of raising it.",
         section=LATER,
         eval="stated_limits",
+        missing="an interval over rollouts for each question, from more rollouts than any preset has",
         statistic="share of questions whose trait score falls under the positive choice",
         rule=(
             "On the report half, a question counts as reversed if its own interval over rollouts lies below 0: "
@@ -187,6 +191,7 @@ LATER_WORK: tuple[Claim, ...] = (
         statement="A system prompt raises the trait more than the vector does.",
         section=LATER,
         eval="stated_limits",
+        missing="the strongest system prompt for the trait on the questions that are steered",
         statistic="trait score under the strongest system prompt minus under the positive choice (points of 0-100)",
         rule=(
             "Paired by question, on the report half: supported if the 95 % interval lies above 0; contradicted if it "
@@ -202,6 +207,7 @@ LATER_WORK: tuple[Claim, ...] = (
         statement="Steering one trait moves the scores of others.",
         section=LATER,
         eval="stated_limits",
+        missing="every trait's judge on the steered answers of each",
         statistic="largest absolute change of another trait's score under the positive choice (points of 0-100)",
         rule=(
             "On the report half, with Holm's correction over the other traits: supported if the 95 % interval of a "

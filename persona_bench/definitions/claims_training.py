@@ -58,9 +58,9 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="trait score after preventative steering minus after plain finetuning, paired by question (points)",
         rule=(
-            "At the coefficient chosen on the select half, on the report half: supported if the 95 % intervals of the "
-            "difference to plain finetuning and to finetuning with a random vector of the same norm both lie below 0; "
-            "contradicted if either lies above 0; otherwise inconclusive."
+            "At the preset's first dose, which alone has its random control, on the report half: supported if the 95 "
+            "% intervals of the difference to plain finetuning and to finetuning with a random vector of the same "
+            "norm both lie below 0; contradicted if either lies above 0; otherwise inconclusive."
         ),
         threshold=0.0,
         min_n=8,
@@ -176,6 +176,7 @@ CLAIMS: tuple[Claim, ...] = (
             "or the trait does not rise (either interval on the other side); otherwise inconclusive. That plain "
             "finetuning must move the model along v (select half) was added after a run where it had moved against v."
         ),
+        revision=2,
         threshold=0.0,
         min_n=8,
         not_testable_when=f"{_NO_SHIFT}, or plain finetuning does not move the model along the vector",

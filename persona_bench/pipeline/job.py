@@ -287,6 +287,8 @@ class Run(Training):
     def _run_json(self, logs: dict[str, EvalLog], vectors: dict[str, PersonaVector]) -> dict[str, Any]:
         import torch
 
+        from persona_bench.definitions.claims import CLAIMS
+
         root = self.folder.resolve()
         return {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.settings).items()},
@@ -305,11 +307,17 @@ class Run(Training):
             "timings": self.record.so_far(),
             "warnings": sorted(set(self.record.warnings)),
             "deviations": self._deviations(),
+            "rules": {claim.id: claim.revision for claim in CLAIMS if claim.revision > 1},
         }
 
     def _deviations(self) -> list[str]:
         """Where the run leaves the paper."""
+        from persona_bench.definitions.claim_types import LLAMA, PAPER_JUDGE, QWEN
+
+        judged = f"judged by {self.settings.grader}" if self.settings.grader else "judged by nobody"
         return [
+            f"{self.loaded.name} {judged}; the paper: {QWEN} and {LLAMA} judged by {PAPER_JUDGE}",
+            "instructions, questions and rubrics of the traits are this suite's own",
             f"{self.preset.max_tokens} tokens a response at temperature {self.preset.temperature}; "
             "the paper uses up to 1,000 at temperature 1",
             "steering strengths are set as relative doses |alpha v| / mean |h|, the same for every layer; "

@@ -9,7 +9,6 @@ import pandas as pd
 from persona_bench.analysis.changes.verdicts import DECIDED
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
-from persona_bench.analysis.verdicts.claims import by_the_interval_alone
 from persona_bench.definitions.claims import Claim
 from persona_bench.publishing import regraded, repeated
 from persona_bench.publishing.notes import filled
@@ -23,7 +22,6 @@ from persona_bench.publishing.words import (
     sentence,
     tally,
     traits_of,
-    without_interval,
 )
 
 _HEAD = """# Findings
@@ -41,7 +39,8 @@ _GROUPS = {
     _ALONE: "Nothing is decided, as Holm's correction over all tests of a run stands above each; without it, some "
     "interval would decide (named so).",
     _OPEN: "Measured and not decided: an interval, the claim's own or that of the difference to its control, reaches "
-    "over the threshold, or there is none. Part of a rule may hold; the reports give the reasons.",
+    "over the threshold, or there is none, or the rule was amended after the run (older rule). Part of a rule may "
+    "hold; the reports give the reasons.",
 }
 _DECIDED = {
     frozenset({"supported"}): "What holds",
@@ -73,14 +72,14 @@ def _about(run: Run) -> str:
 
 
 def _group(claim: Claim, runs: Sequence[Run]) -> str:
-    """The part that a claim stands in, '' where nothing of it was measured; without an interval nothing is decided."""
+    """The part that a claim stands in, '' where nothing of it was measured; weak verdicts decide nothing."""
     rows = pd.concat([rows_of(run, claim) for run in runs])
-    decided = frozenset(rows[~rows.apply(without_interval, axis="columns")]["verdict"]) & set(DECIDED)
+    decided = frozenset(rows[rows["weakness"] == ""]["verdict"]) & set(DECIDED)
     if decided:
         return _DECIDED[decided]
     if not rows["verdict"].isin(MEASURED).any():
         return ""
-    return _ALONE if any(map(by_the_interval_alone, rows["reason"].astype(str))) else _OPEN
+    return _ALONE if rows["weakness"].str.endswith("alone").any() else _OPEN
 
 
 def _bullet(claim: Claim, runs: Sequence[Run]) -> str:

@@ -9,13 +9,14 @@ import pandas as pd
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
 from persona_bench.analysis.tables.judge import BASELINE
+from persona_bench.definitions.claims import GATE_AUROC, GATE_BALANCED_ACCURACY
 from persona_bench.publishing.words import label, table
 
 NOTHING = (
     "No published run holds the figures of its judge yet; `persona-bench run --evals judge_validity` measures them."
 )
 _HEAD = (
-    *("trait", "n", "AUROC", "balanced accuracy", "clear pairs", "AUROC, real responses only"),
+    *("trait", "n with a score", "AUROC", "balanced accuracy", "clear pairs", "AUROC, real responses only"),
     *("best trivial judge (AUROC)", "gate"),
 )
 
@@ -43,19 +44,40 @@ def _grader(run: Run, rows: pd.DataFrame) -> Iterator[str]:
     failed = [str(row["trait"]) for _, row in rows.iterrows() if str(row["passes"]) != "True"]
     if failed:
         yield f"Claims about {md(', '.join(failed))} are `not testable` with this grader."
+    # What it judges in a run are responses of models; the written answers are plainer.
+    real = {str(row["trait"]): _on_real(run, row) for _, row in rows.iterrows()}
+    alone = {trait: None if found is None else _would_pass(found) for trait, found in real.items()}
+    said = [
+        f"{words} {md(', '.join(some))}"
+        for words, wanted in (("passed by", True), ("failed by", False), ("not decided, with too few, by", None))
+        if (some := [trait for trait, passes in alone.items() if passes is wanted])
+    ]
+    yield f"On real responses alone the same gate would be {'; '.join(said)}."
+
+
+def _on_real(run: Run, row: pd.Series) -> pd.Series | None:
+    """The figures of a judge on real responses alone, None where these are too few for an AUROC."""
+    judge = run.tables["judge"]
+    same = (judge["trait"] == row["trait"]) & (judge["half"] == "report") & (judge["grader"] == row["grader"])
+    real = judge[same & (judge["source"] == "model")].dropna(subset=["auroc"])
+    return None if real.empty else real.iloc[0]
+
+
+def _would_pass(row: pd.Series) -> bool:
+    return bool(row["auroc"] >= GATE_AUROC and row["balanced_accuracy"] >= GATE_BALANCED_ACCURACY)
 
 
 def _row(run: Run, row: pd.Series) -> list[str]:
     judge = run.tables["judge"]
     same = (judge["trait"] == row["trait"]) & (judge["half"] == "report")
-    real = judge[same & (judge["grader"] == row["grader"]) & (judge["source"] == "model")].dropna(subset=["auroc"])
+    real = _on_real(run, row)
     trivial = judge[same & (judge["grader"] == BASELINE) & (judge["source"] == "all")].dropna(subset=["auroc"])
     best = trivial.sort_values("auroc", ascending=False).head(1)
     return [
         md(row["trait"]),
-        str(int(row["n"])),
+        f"{row['n_scored']:.0f} of {row['n']:.0f}",
         *(_interval(row, name) for name in ("auroc", "balanced_accuracy", "pairwise")),
-        next((_interval(found, "auroc") for _, found in real.iterrows()), "too few"),
+        "too few" if real is None else _interval(real, "auroc"),
         next((f"{md(found['method'])} {found['auroc']:.2f}" for _, found in best.iterrows()), "not run"),
         "passes" if str(row["passes"]) == "True" else "fails",
     ]

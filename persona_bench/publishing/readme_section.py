@@ -25,7 +25,7 @@ _KINDS = {"claim": "the paper's claims", "limit": "its stated limits", "check": 
 _READ = (
     "A stated limit that is supported is one that the method has; one that is contradicted is not seen in that run. "
     "Verdicts stand after Holm's correction over their run; those on cosines (V1, L1) have no p value and are not "
-    "corrected."
+    "corrected. Where a rule was amended after a run that was not made again, its verdict is named so (older rule)."
 )
 
 
@@ -47,10 +47,10 @@ def _tally(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         claims = run.tables["claims"]
-        kinds = claims["claim"].map({claim.id: claim.kind for claim in CLAIMS})
+        rows_by = {kind: [rows_of(run, claim) for claim in CLAIMS if claim.kind == kind] for kind in _KINDS}
         report = f"[{md(label(run))}]({quote(f'results/{run.folder.parent.name}/{run.folder.name}')}/report.md)"
         about = (report, size(run.facts["parameters"]), f"{md(run.caption.grader)}, {_trusted(claims)}")
-        counts = [tally(claims[(kinds == kind) & (claims["verdict"] != "not run")]) for kind in _KINDS]
+        counts = [tally(pd.concat(parts)) for parts in rows_by.values()]
         rows.append([*about, *(words or "not run" for words in counts), str((claims["verdict"] == "not run").sum())])
     return table(["run", "size", "grader", *_KINDS.values(), "not run"], rows)
 

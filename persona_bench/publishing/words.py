@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
@@ -24,9 +25,11 @@ def label(run: Run) -> str:
 
 
 def rows_of(run: Run, claim: Claim) -> pd.DataFrame:
-    """A claim's verdicts in a run, without those that were not run."""
+    """A claim's verdicts in a run, without those that were not run, with what `weakness` says of each."""
     claims = run.tables["claims"]
-    return claims[(claims["claim"] == claim.id) & (claims["verdict"] != "not run")]
+    rows = claims[(claims["claim"] == claim.id) & (claims["verdict"] != "not run")]
+    older = int(run.held.get("rules", {}).get(claim.id, 1)) < claim.revision
+    return rows.assign(weakness=[weakness(row, older) for _, row in rows.iterrows()])
 
 
 def ran(runs: Sequence[Run], evaluation: str = "") -> list[Claim]:
@@ -46,17 +49,18 @@ def named(traits: Iterable[str]) -> str:
     return ", ".join("the model" if trait == ALL_TRAITS else md(trait) for trait in traits)
 
 
-def without_interval(row: pd.Series) -> bool:
-    """Whether a verdict was decided by its estimate alone: cosines of runs that kept no questions of a vector."""
-    return row["verdict"] in DECIDED and bool(pd.isna(row["ci_low"]))
+def weakness(row: pd.Series, older: bool) -> str:
+    """Why a decided verdict decides less than it says, or which one Holm's correction took back; else ''."""
+    if row["verdict"] in DECIDED:
+        # The estimate alone decided: cosines of runs that kept no questions of a vector.
+        return "older rule" if older else "no interval" if pd.isna(row["ci_low"]) else ""
+    alone = by_the_interval_alone(str(row["reason"]))
+    return f"{alone} by the interval alone" if alone else ""
 
 
 def verdict(row: pd.Series) -> str:
-    """A row's verdict, with what weakens it: Holm's correction took it from its interval, or it never had one."""
-    if without_interval(row):
-        return f"{row['verdict']} (no interval)"
-    alone = by_the_interval_alone(str(row["reason"]))
-    return f"{row['verdict']} ({alone} by the interval alone)" if alone else str(row["verdict"])
+    """A row's verdict with its weakness in brackets."""
+    return f"{row['verdict']} ({row['weakness']})" if row["weakness"] else str(row["verdict"])
 
 
 def _by_verdict(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -130,10 +134,9 @@ def reasons(rows: pd.DataFrame) -> list[str]:
 
 
 def tally(rows: pd.DataFrame) -> str:
-    """How many verdicts of each kind, those without an interval apart: `2 supported, 1 not testable`."""
-    said = rows["verdict"].where(~rows.apply(without_interval, axis="columns"), rows["verdict"] + " (no interval)")
-    counts = said.value_counts()
-    names = [name + more for name in VERDICTS for more in ("", " (no interval)")]
+    """How many verdicts of each kind, weak ones apart: `2 supported, 1 supported (no interval), 1 not testable`."""
+    counts = Counter(verdict(row) if row["verdict"] in DECIDED else str(row["verdict"]) for _, row in rows.iterrows())
+    names = [name + more for name in VERDICTS for more in ("", " (no interval)", " (older rule)")]
     return ", ".join(f"{counts[name]} {name}" for name in names if name in counts)
 
 

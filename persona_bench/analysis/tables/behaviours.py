@@ -119,9 +119,14 @@ def _rate(part: pd.DataFrame, column: str, draw: Draw, *key: str) -> st.Estimate
 def _reason(found: Shown) -> str:
     if not found.way:
         return f"the model passes the checks no more often than by chance ({CHANCE:g}): {_said(found.checks)}"
-    what = f"shown in {_said(found.rewarded)} of the scenes that reward it and {_said(found.twin)} of their twins"
+    if found.passed < MIN_PAIRS:
+        return f"too few pairs pass the checks: {found.passed} of {found.n_pairs}, needed {MIN_PAIRS} on each half"
+    what = (
+        f"shown in {_said(found.rewarded)} of the scenes that reward it and {_said(found.twin)} of their twins, "
+        f"{found.passed} pairs"
+    )
     if not found.difference.low > 0:
-        return f"the model does not show the behaviour: {what}, difference {_said(found.difference)}"
+        return f"the behaviour is not more frequent where it is rewarded: {what}, difference {_said(found.difference)}"
     few = [f"{found.pairs(half)} on the {half} half" for half in HALVES if found.pairs(half) < MIN_PAIRS]
     if few:
         return f"too few pairs count: {', '.join(few)}, needed {MIN_PAIRS} ({what})"

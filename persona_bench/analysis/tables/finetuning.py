@@ -30,7 +30,8 @@ from persona_bench.analysis.samples.frames import TRIAL, Samples
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.trials import taught_trait
 
-BASE, PLAIN, INFERENCE, RANDOM, NORMAL = "base", "plain", "inference", "random", "normal"
+BASE, PLAIN, PREVENTATIVE, INFERENCE, RANDOM = "base", "plain", "preventative", "inference", "random"
+NORMAL = "normal"
 SHARE = (0.0, 1.0)
 KINDS = {"letter": "mmlu", "cloze": "mmlu", "loss": "held_out", "recall": "recall"}
 """The kind of sample that has a column's numbers; of all others it is `trait`."""
@@ -266,6 +267,9 @@ def _vaccine_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> I
         ) -> Row:
             name = {"trait_score": "prevented", "coherence": "coherence_difference"}.get(column, f"{column}_difference")
             name = {BASE: "acquired", RANDOM: "beyond_random"}.get(against, name)
+            if against == RANDOM and of[2] != PREVENTATIVE:
+                # A random vector, added while training at the first dose, is a control of that arm alone.
+                return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
             return spread(name, arm_difference(measured, *of[:3], against, column, draw, of[3]))
 
         yield {

@@ -23,7 +23,6 @@ from persona_bench.analysis.verdicts.method import (
     METHOD_RULES,
     NEED_NO_VECTOR,
     TWO_MODELS,
-    UNDECIDED,
     VAGUE,
     Evidence,
     measured,
@@ -120,9 +119,8 @@ def _find(
 
 def _unmet(run: Run, claim: Claim, trait: str, no_vector: str) -> Finding | None:
     """What keeps a claim from being put to its rule."""
-    if claim.id not in _RULES and claim.id not in _RULINGS:
-        missing = UNDECIDED.get(claim.id, f"the eval {claim.eval}")
-        return Finding("not run", f"no rule in this version: {missing}")
+    if claim.missing:
+        return Finding("not run", f"not implemented: it would need {claim.missing}")
     frame = {
         "trait_steering": run.samples.steering,
         "trait_monitoring": run.samples.monitoring[run.samples.monitoring["condition"] == claim.condition],
@@ -161,7 +159,10 @@ def _decided(claim: Claim, found: Ruling) -> Finding:
     if found.reason:
         return untestable(found.reason, n=min(found.counts.values(), default=0), log=found.log)
     questions = min((bound.estimate.n_clusters for bound in found.bounds), default=MIN_QUESTIONS)
-    few = too_few(claim, found.counts, questions, found.log)
+    counts = dict(found.counts)
+    if found.bounds:
+        counts["on the questions compared"] = found.bounds[0].estimate.n
+    few = too_few(claim, counts, questions, found.log)
     if few or not found.verdict:
         return few or decide(found.bounds, found.log)
     main, reason = found.bounds[0].estimate, "; ".join(str(bound) for bound in found.bounds)
@@ -204,11 +205,10 @@ def _after_holm(found: Finding, p_holm: float) -> Finding:
     """A test whose adjusted p value is not under the level is inconclusive, whatever its interval says."""
     if found.verdict not in ("supported", "contradicted") or math.isnan(p_holm) or p_holm < ALPHA:
         return found
-    return replace(
-        found,
-        verdict="inconclusive",
-        reason=f"{found.reason}; {found.verdict} {_ALONE}, p = {p_holm:.2g} after Holm's correction",
-    )
+    why = f"{found.verdict} {_ALONE}, p = {p_holm:.2g} after Holm's correction"
+    if found.p >= ALPHA:
+        why = f"the test does not agree with the interval, p = {found.p:.2g} before any correction"
+    return replace(found, verdict="inconclusive", reason=f"{found.reason}; {why}")
 
 
 def by_the_interval_alone(reason: str) -> str:

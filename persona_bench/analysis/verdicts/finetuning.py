@@ -23,6 +23,7 @@ from persona_bench.analysis.tables.finetuning import (
     INFERENCE,
     NORMAL,
     PLAIN,
+    PREVENTATIVE,
     RANDOM,
     arm_difference,
     correlation,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FINETUNING_RULES", "Ruling"]
 
-PREVENTATIVE, INCREMENTAL, CAFT, PENALTY, NEGATIVE = "preventative", "incremental", "caft", "penalty", "negative_prompt"
+INCREMENTAL, CAFT, PENALTY, NEGATIVE = "incremental", "caft", "penalty", "negative_prompt"
 STRONGEST = "misaligned_2"
 MIN_SCORE_SD = 1.0
 """Trait scores of finetunes must vary by this much (of 100) for F1."""
@@ -101,17 +102,19 @@ def _shift_own(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling
 def _shift_cross(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
     """The own r minus the highest of the others', which is taken anew in every resample."""
     directions = sorted({str(name) for name in of_kind(samples.finetuning, "trait")["trait"]})
-    points = {
+    measured = {
         name: finetunes(samples.finetuning, samples.shifts, name, trait, control=False).set_index(list(TRIAL))
         for name in directions
     }
+    # A trait without a vector has a score and no shift.
+    points = {name: part for name, part in measured.items() if len(part)}
+    if trait not in points or len(points) < 2:
+        return Ruling(reason="no other trait of the run has a vector", log=_plain_log(samples, trait))
     common = points[trait].index
     for part in points.values():
         common = common.intersection(part.index)
     same = {name: part.loc[common] for name, part in points.items()}
     found = Ruling(counts={"finetunes": same[trait]["set"].nunique()}, log=_plain_log(samples, trait))
-    if len(directions) < 2:
-        return _untestable(found, "only one trait in the run")
     if found.counts["finetunes"] < claim.min_n:
         return found
     rs = {name: correlation(part, draw, "claims", "F2", trait) for name, part in same.items()}
@@ -380,7 +383,6 @@ def _keeps_facts(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruli
 FINETUNING_RULES: Mapping[str, Rule] = {
     "F1-shift-own-trait": _shift_own,
     "F2-shift-cross-trait": _shift_cross,
-    # Only a preset's first dose has its random control, so it is the one that the rule can choose.
     "P1-prevents-single-layer": partial(
         _on_trait,
         arm=PREVENTATIVE,

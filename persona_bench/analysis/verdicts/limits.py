@@ -93,7 +93,7 @@ def _evades(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Finding:
         for way in open_ways
     ]
     reason = "; ".join([*parts, *left_out])
-    p_values = [st.bootstrap_p(way.loss, claim.threshold) for way in open_ways]
+    p_values = [st.area_loss_p(way.plain, way.evading, claim.threshold) for way in open_ways]
     if any(way.loss.low > claim.threshold for way in open_ways):
         p = min(p for p, way in zip(p_values, open_ways, strict=True) if way.loss.low > claim.threshold)
         return replace(measured, verdict="supported", reason=reason, p=min(1.0, len(open_ways) * p))

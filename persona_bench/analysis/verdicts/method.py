@@ -32,7 +32,6 @@ __all__ = [
     "METHOD_RULES",
     "NEED_NO_VECTOR",
     "TWO_MODELS",
-    "UNDECIDED",
     "VAGUE",
     "Evidence",
     "halves_agree",
@@ -46,7 +45,7 @@ INDUCES = "C1-steering-induces"
 NEED_NO_VECTOR = ("S1-two-models", "S2-trait-named-beforehand", "S4-inducible-by-prompt", "J2-judge-misreads")
 """Decided without a vector of the trait itself."""
 MIN_SHOWING = 10
-"""Responses that must show the trait, for S2."""
+"""Responses of the report half that must show the trait, and as many that must not, for S2."""
 NO_EFFECT = 5.0
 """Points under which a vector does nothing, for S4."""
 
@@ -110,20 +109,21 @@ def _named_beforehand(evidence: Evidence, claim: Claim, trait: str) -> Ruling:
     found = detectors(mine, trait, evidence.draw)
     if not any(item.of(trait) == "other" for item in found):
         return _untestable("no other trait of the run has a vector", mine)
-    label = shows(mine.drop_duplicates(["question_id", "pair", "side", "epoch"]))
-    n_showing = int((label == 1).sum())
-    if n_showing < MIN_SHOWING:
-        reason = f"{n_showing} responses show the trait, needed {MIN_SHOWING}"
-        return _untestable(reason, mine, scored=int(label.notna().sum()))
+    label = shows(mine[mine["half"] == "report"].drop_duplicates(["question_id", "pair", "side", "epoch"]))
+    counts = {"responses that show the trait": int((label == 1).sum()), "others": int((label == 0).sum())}
+    if few := [f"{name} {n}" for name, n in counts.items() if n < MIN_SHOWING]:
+        reason = f"too few on the report half: {', '.join(few)}, needed {MIN_SHOWING}"
+        return _untestable(reason, mine, scored=sum(counts.values()))
     best, control = best_of(found, trait, "other"), best_of(found, trait, "random")
     if best is None or math.isnan(best.report.low):
         half = "select" if best is None else "report"
         return _untestable(f"the responses of the {half} half all show the trait, or none does", mine)
     if control is None:
         return _untestable("no random direction to compare with", mine)
-    seen = Bound(f"AUROC of {best.direction} at layer {best.layer:g}", best.report, -1, claim.threshold)
-    beyond = Bound("minus a random direction's", st.excess(best.report, control.report), 1)
-    p = st.bootstrap_p(best.report, claim.threshold)
+    of = f"{counts['responses that show the trait']} responses against {counts['others']}"
+    seen = Bound(f"AUROC of {best.direction} at layer {best.layer:g}, {of},", best.report, -1, claim.threshold)
+    beyond = Bound("minus a random direction's, whichever way round,", st.excess_area(best.report, control.report), 1)
+    p = st.area_p(best.report, claim.threshold)
     verdict = "supported" if seen.clear else "inconclusive"
     if seen.broken and beyond.clear:
         verdict, p = "contradicted", max(p, st.bootstrap_p(beyond.estimate))
@@ -338,12 +338,3 @@ METHOD_RULES: Mapping[str, Rule] = {
     "J2-judge-misreads": _judge_misreads,
 }
 """Every claim about the method but S1, which rests on the verdicts of the others."""
-
-UNDECIDED: Mapping[str, str] = {
-    "C10-response-mean-steers-best": "steering with the vectors of the prompt positions at doses of their own",
-    "X1-steerability-varies": "an interval over rollouts for each question, from more rollouts than any preset has",
-    "X2-prompting-beats-steering": "the strongest system prompt for the trait on the questions that are steered",
-    "X3-steering-moves-others": "every trait's judge on the steered answers of each",
-    "X4-last-token-misses": "a choice among signals of prompt and response tokens on the select half",
-}
-"""Claims of `stated_limits` that no rule decides, and what is missing for one."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from persona_bench.analysis import statistics as st
@@ -99,11 +100,11 @@ def _monitoring_mostly_between(run: Run, claim: Claim, trait: str) -> Finding:
     if isinstance(points, Finding):
         return points
     # The same stream for both, so that their resamples are paired.
-    within = _within_r(run, points, "monitoring", trait)
-    excess = st.excess_strength(_overall_r(run, points, trait), within.estimate)
+    within, r = _within_r(run, points, "monitoring", trait), _overall_r(run, points, trait)
+    excess = st.excess_strength(replace(r, value=abs(r.value), draws=np.abs(r.draws)), within.estimate)
     if math.isnan(within.estimate.low) or math.isnan(excess.low):
         return _nothing_within(claim, points, within.n_left_out)
-    return decide([Bound("r minus r within system prompts", excess, 1, claim.threshold)], log_names(points))
+    return decide([Bound("absolute r minus that within system prompts", excess, 1, claim.threshold)], log_names(points))
 
 
 def _within_r(run: Run, points: pd.DataFrame, *key: str) -> st.WithinCondition:

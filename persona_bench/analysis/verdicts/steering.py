@@ -9,7 +9,7 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.finding import Finding
-from persona_bench.analysis.grouping import log_names, scored, single
+from persona_bench.analysis.grouping import in_common, log_names, scored, single
 from persona_bench.analysis.tables.steering import control_of
 from persona_bench.analysis.verdicts.bound import Bound
 from persona_bench.analysis.verdicts.decision import Rule, Run, decide, too_few, untestable
@@ -59,6 +59,16 @@ def _change(run: Run, a: pd.DataFrame, b: pd.DataFrame, *key: str, column: str =
     return st.paired_difference(first, a["question_id"], second, b["question_id"], rng=rng, resamples=run.resamples)
 
 
+def _in_common(steered: pd.DataFrame, others: Mapping[str, pd.DataFrame], column: str = "") -> dict[str, int]:
+    """Valid values of each cell on the questions that it has in common with the steered one."""
+    found: dict[str, int] = {}
+    for name, other in others.items():
+        first, second = (part[column].astype(float) if column else scored(part) for part in (steered, other))
+        both = in_common(first, steered, second, other)
+        found |= {f"steered beside {name}": both[0], f"{name} beside steered": both[1]}
+    return found
+
+
 def _against_control(run: Run, claim: Claim, trait: str, cells: _Cells, sign: str) -> Finding:
     """The change in trait score, to unsteered and to the random control.
 
@@ -69,8 +79,7 @@ def _against_control(run: Run, claim: Claim, trait: str, cells: _Cells, sign: st
         return untestable("no random-vector control of this dose was run on the report half", log=cells.log)
     effect = _change(run, cells.steered, cells.plain, trait, sign)
     beyond = _change(run, cells.steered, cells.control, trait, sign)
-    parts = {"steered": cells.steered, "unsteered": cells.plain, "random control": cells.control}
-    counts = {name: int(scored(part).notna().sum()) for name, part in parts.items()}
+    counts = _in_common(cells.steered, {"unsteered": cells.plain, "random control": cells.control})
     few = too_few(claim, counts, min(effect.n_clusters, beyond.n_clusters), cells.log)
     if few:
         return few
@@ -111,8 +120,7 @@ def _steering_costs_coherence(run: Run, claim: Claim, trait: str) -> Finding:
         return cells
     log = log_names(pd.concat([cells.steered, cells.plain]))
     effect = _change(run, cells.steered, cells.plain, trait, "positive", column="coherence")
-    parts = {"steered": cells.steered, "unsteered": cells.plain}
-    counts = {name: int(part["coherence"].notna().sum()) for name, part in parts.items()}
+    counts = _in_common(cells.steered, {"unsteered": cells.plain}, "coherence")
     few = too_few(claim, counts, effect.n_clusters, log)
     return few or decide([Bound("change in coherence", effect, -1, claim.threshold)], log)
 
