@@ -311,6 +311,9 @@ def test_cosines_go_by_the_sign_of_the_papers(cosine, verdict):
         found = claims[claims["claim"] == "V1-cosines"]
         assert set(found["verdict"]) == {verdict} and set(found["trait"]) == set(traits)
         assert found["estimate"].to_numpy() == pytest.approx(cosine)
+        ends = made.cosines[made.cosines["layer"] == 12][["cosine_low", "cosine_high"]].to_numpy() * sign
+        assert found[["ci_low", "ci_high"]].to_numpy() == pytest.approx(np.sort(ends, axis=1), nan_ok=True)
+        assert (found["n"] > 1).all()
     # An interval that reaches under what random directions have decides nothing; without one the cosine decides.
     made = make_samples(World(traits=("evil", "sycophancy"), cosine=cosine))
     for ends, expected in (((-0.1, 0.1), "inconclusive"), ((np.nan, np.nan), verdict)):

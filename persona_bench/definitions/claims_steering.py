@@ -127,7 +127,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="Vectors of related traits point the same way, and those of opposed traits opposite ways.",
         section="Cosines between trait vectors",
         eval="trait_elicitation",
-        statistic="mean cosine over the paper's pairs of this trait, each times the sign of the paper's, chosen layer",
+        statistic="smallest cosine of the paper's pairs of this trait, each times the paper's sign, chosen layer",
         rule=(
             "Over the pairs that the paper gives and the run has both vectors of: supported if the 95 % interval of "
             "every cosine lies on the paper's side of 3 / sqrt(d), three standard deviations between random "

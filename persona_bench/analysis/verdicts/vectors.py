@@ -72,9 +72,15 @@ def _cosines(run: Run, claim: Claim, trait: str) -> Finding:
     reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
     if ends.isna().any(axis=None):
         reason += f"; {_NO_INTERVAL}"
-    vectors = run.tables["vectors"].drop_duplicates("trait").set_index("trait")["vector_id"]
-    behind = "; ".join(str(vectors[name]) for name in (trait, *pairs["other"]) if name in vectors.index)
-    return Finding(verdict, reason, float((pairs["cosine"].astype(float) * sign).mean()), n=len(pairs), log=behind)
+    vectors = run.tables["vectors"].drop_duplicates("trait").set_index("trait")
+    named = [name for name in (trait, *pairs["other"]) if name in vectors.index]
+    behind = "; ".join(str(vectors.loc[name, "vector_id"]) for name in named)
+    weakest = ends["cosine"].idxmin()
+    found, low, high = float(ends.loc[weakest, "cosine"]), float(nearest[weakest]), float(farthest[weakest])
+    if ends.loc[weakest].isna().any():
+        low = high = math.nan
+    n = int(vectors.loc[trait, "n_positive"] + vectors.loc[trait, "n_negative"])
+    return Finding(verdict, reason, found, low, high, n, log=behind)
 
 
 VECTOR_RULES: Mapping[str, Rule] = {"L1-refusal-confound": _refusal_confound, "V1-cosines": _cosines}
