@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_a_run_is_like_itself(runs: list[Path]) -> None:
     assert not both.estimates["apart"].any()
     np.testing.assert_allclose(both.vectors[["cosine_first", "cosine_second"]], 1, rtol=1e-5)
     assert any("stand and 0 turn" in text for text in both.sentences())
+
+
+def test_tables_that_hold_the_other_run_seldom_are_named(runs: list[Path]) -> None:
+    both = compared(runs[0], runs[0])
+    assert not any("fewer than 75% lie within" in text for text in both.sentences())
+    # Half of twenty within is few, nineteen of twenty is not, and of three nothing can be said.
+    rows = [("steering", 20, 10), ("mmlu", 20, 19), ("judge", 3, 0)]
+    made = [
+        {"table": t, "estimate": "x", "along_vector": False, "intervals": n, "within": k, "apart": 0}
+        for t, n, k in rows
+    ]
+    few = replace(both, estimates=pd.DataFrame(made))
+    assert "Tables where fewer than 75% lie within: steering (50% of 20)." in few.sentences()
 
 
 def test_other_responses_give_other_numbers(runs: list[Path]) -> None:

@@ -25,6 +25,9 @@ _ASKED = ("model", "preset", "traits", "grader", "evals", "seed", "extraction_fi
 """What of run.json was asked for: where two runs differ in it, one is no repetition of the other."""
 _SUM = "claims_sha256"
 """Of a run's claims.csv, by which it is found again."""
+SELDOM = 0.75
+"""A table with a smaller share of estimates within the other run's intervals is named."""
+MIN_INTERVALS = 20
 _PROJECTIONS = "more that are projections on the run's own vector, whose intervals hold vector and layer fixed"
 
 
@@ -88,9 +91,20 @@ class Compared:
             for along, what in ((False, "estimates with an interval"), (True, _PROJECTIONS))
             if (total := self._total(along))["intervals"]
         ]
+        if few := self._seldom_within():
+            told.append(f"Tables where fewer than {SELDOM:.0%} lie within: {', '.join(few)}.")
         if not self.repetition:
             told.append("The second is no repetition of the first: what was asked for differs.")
         return [*told, self.note] if self.note else told
+
+    def _seldom_within(self) -> list[str]:
+        """Tables, projections left out, in which clearly fewer estimates lie within than a repetition has."""
+        some = self.estimates[~self.estimates["along_vector"].astype(bool)]
+        sums = some.groupby("table")[["intervals", "within"]].sum()
+        share = (sums["within"] / sums["intervals"])[sums["intervals"] >= MIN_INTERVALS].sort_values()
+        return [
+            f"{name} ({value:.0%} of {sums.loc[name, 'intervals']})" for name, value in share.items() if value < SELDOM
+        ]
 
     def _total(self, along_vector: bool) -> dict[str, int]:
         some = self.estimates[self.estimates["along_vector"].astype(bool) == along_vector]

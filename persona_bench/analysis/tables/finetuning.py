@@ -120,7 +120,7 @@ def _trait_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> Ite
             "difference", paired(scored(part), part, scored(base), base, draw, "finetuning", *names, "difference")
         )
         row |= mean_row("coherence", part["coherence"], part, draw, "finetuning", *names, bounds=SCORE)
-        refused = (part["status"] == "refusal").astype(float)
+        refused = (part["status"] == "refusal").astype(float).where(part["status"] != "unscored")
         row |= mean_row("refusal_rate", refused, part, draw, "finetuning", *names, bounds=SHARE)
         where = {name: key[name] for name in TRIAL}
         for column, direction in (("shift", key["trait"]), ("shift_random", f"random:0 {key['trait']}")):
