@@ -168,10 +168,11 @@ class Core:
             display: how Inspect shows its progress; by default as the terminal allows.
 
         Raises:
-            RunError: an eval did not finish, or a sample failed.
+            RunError: an eval did not finish, a sample failed, or a grader failed at more than single responses.
         """
         from inspect_ai import eval_set
         from inspect_ai._eval.task.constants import TASK_FILE_ATTR
+        from inspect_ai.log import list_eval_logs
 
         from persona_bench.analysis.samples.collect import check_log
 
@@ -182,10 +183,11 @@ class Core:
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
         self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
-        slots = self.engine.max_batch
+        slots, log_dir = self.engine.max_batch, str(self.folder / "logs" / folder)
+        before = {Path(info.name).name for info in list_eval_logs(log_dir)}
         success, logs = eval_set(
             list(tasks),
-            log_dir=str(self.folder / "logs" / folder),
+            log_dir=log_dir,
             model=self.model,
             model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
             if self.graders
@@ -203,13 +205,30 @@ class Core:
         )
         if len(logs) < len(tasks):  # Inspect takes an interrupt itself, and then gives no log and calls it a success
             raise RunError(f"{folder} was interrupted; run the same command again to go on")
-        for log in logs:
-            check_log(full(log))
+        unjudged = []
+        for log in map(full, logs):
+            check_log(log)
+            unjudged += self._unjudged(log, again=Path(log.location).name in before)
         if not success:
             raise RunError(f"{folder} did not finish; run the same command again to go on")
         for task in tasks:
             if task.model is not None:
                 asyncio.run(task.model.api.aclose())
+        if unjudged:
+            more = f"; so it did in {len(unjudged) - 1} more evals" if len(unjudged) > 1 else ""
+            raise RunError(f"{unjudged[0]}{more}; once it answers, run the same command again to go on")
+
+    def _unjudged(self, log: EvalLog, *, again: bool) -> list[str]:
+        """What a grader failed at, if it is too much; in a log of an earlier call only if it fails once more."""
+        from persona_bench.analysis.samples.collect import log_name
+        from persona_bench.inspect_ext.judging import open_graders
+        from persona_bench.inspect_ext.outage import grader_failures, judge_again
+
+        failures = grader_failures(log)
+        if failures.too_many and again:
+            self.say(f"{log_name(log)}: {failures}; judging it again")
+            failures = grader_failures(judge_again(log, open_graders(self.graders)))
+        return [f"{log_name(log)}: {failures}"] if failures.too_many else []
 
     def validate_judge(self) -> None:
         """Calibrate local graders, judge the labelled answers, and say which traits the judge may decide about."""
