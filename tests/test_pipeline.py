@@ -22,7 +22,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from inspect_ai import eval_set
 from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, modelapi
 from threadpoolctl import threadpool_limits
 
 from persona_bench import pipeline
@@ -37,6 +39,9 @@ from persona_bench.errors import AssetError, RunError
 from persona_bench.inspect_ext import calibration
 from persona_bench.inspect_ext import judge as judge_module
 from persona_bench.inspect_ext.calibration import Calibration, Fit
+from persona_bench.inspect_ext.judgement import Judgement
+from persona_bench.inspect_ext.provider import PersonaAPI
+from persona_bench.inspect_ext.voices import yes_or_no
 from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
@@ -415,3 +420,66 @@ def test_calls_to_a_grader_over_the_network_are_announced(tmp_path: Path) -> Non
     assert settings.grader in line
     calls, tokens = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) (?:calls|input)", line))
     assert calls == 2 * planned > 1000 and tokens > 100 * calls
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_only_what_runs_here_has_the_engines_connections(
+    tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch, *, local: bool
+) -> None:
+    """A grader over the network keeps Inspect's own; no log of an eval that had them for all is done again."""
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+    from evals.trait_elicitation import trait_elicitation
+
+    seen: dict[str, set[int | None]] = {"grader": set(), "persona": set()}
+    generate = PersonaAPI.generate
+
+    async def local_reply(self: PersonaAPI, **given: Any) -> Any:
+        seen["grader" if (given["config"].extra_body or {}).get("extra_args", {}).get("score") else "persona"].add(
+            given["config"].max_connections
+        )
+        return await generate(self, **given)
+
+    class Elsewhere(ModelAPI):
+        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+            seen["grader"].add(config.max_connections)
+            made = ModelOutput.from_content("x", "60")
+            made.usage = ModelUsage()
+            return made
+
+    modelapi("elsewhere")(lambda: Elsewhere)
+    monkeypatch.setattr(PersonaAPI, "generate", local_reply)
+    grader = f"persona/{_saved}" if local else "elsewhere/x"
+    settings = pipeline.Settings(model=str(_saved), grader=grader, traits=("evil",))
+    with small_world(tmp_path, _saved):
+        work = pipeline.Run(settings, tmp_path / "run", print)
+        work.load()
+        slots = work.engine.max_batch
+        tasks = [trait_elicitation(trait="evil")]
+        tasks[0].dataset = tasks[0].dataset[:2]
+        monkeypatch.setattr(judge_module, "_judge_locally", asked_yes)
+        work.evaluate("elicitation", tasks)
+        assert seen == {"persona": {2 * slots}, "grader": {2 * slots if local else None}}
+        (made,) = read_logs(tmp_path / "run").values()
+        old = tmp_path / "old" / "logs" / "elicitation"
+        shared: dict[str, Any] = {"display": "none", "log_realtime": False, "retry_attempts": 0, "max_samples": 4}
+        eval_set(
+            tasks,
+            log_dir=str(old),
+            model=work.model,
+            model_roles={"grader": work.graders[0]},
+            max_connections=2 * slots,
+            retry_immediate=False,
+            **shared,
+        )
+        (before,) = read_logs(old).values()
+        assert before.eval.eval_id != made.eval.eval_id
+        work.folder = tmp_path / "old"
+        work.evaluate("elicitation", tasks)
+        (after,) = read_logs(old).values()
+        assert after.eval.eval_id == before.eval.eval_id and len(list(old.glob("*.eval"))) == 1
+
+
+async def asked_yes(grader: Any, *_: Any) -> Judgement:
+    """By the grader's likelihoods, which it is asked for as any model is."""
+    await yes_or_no(grader, "Is it?")
+    return Judgement("scored", 5.0)

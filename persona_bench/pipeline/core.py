@@ -24,6 +24,7 @@ from persona_bench.pipeline.settings import JUDGED, NEED_VECTORS, Say, Settings,
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
+    from inspect_ai.model import GenerateConfig, Model
     from inspect_ai.util import DisplayType
 
     from persona_bench.pipeline.pool import Planned
@@ -182,18 +183,17 @@ class Core:
             # Inspect tells evals apart by their file too, as it is called from the current directory: without it, a
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
+            if task.model is not None:
+                task.model.config = task.model.config.merge(self._connections)
         self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
         slots, log_dir = self.engine.max_batch, str(self.folder / "logs" / folder)
         before = {Path(info.name).name for info in list_eval_logs(log_dir)}
         success, logs = eval_set(
             list(tasks),
             log_dir=log_dir,
-            model=self.model,
-            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
-            if self.graders
-            else None,
+            model=self._local(self.model),
+            model_roles={"grader": [self._local(spec) for spec in self.graders]} if self.graders else None,
             max_tasks=len(tasks),
-            max_connections=2 * slots,
             max_samples=slots + slots // len(tasks),  # of each eval; Inspect looks at every one of them once a second
             retry_attempts=0,
             retry_immediate=False,  # which has a meaning with retries alone, but warns without them
@@ -217,6 +217,19 @@ class Core:
         if unjudged:
             more = f"; so it did in {len(unjudged) - 1} more evals" if len(unjudged) > 1 else ""
             raise RunError(f"{unjudged[0]}{more}; once it answers, run the same command again to go on")
+
+    @property
+    def _connections(self) -> GenerateConfig:
+        """Of a model that runs here: rows that finish find others waiting."""
+        from inspect_ai.model import GenerateConfig
+
+        return GenerateConfig(max_connections=2 * self.engine.max_batch)
+
+    def _local(self, spec: str) -> Model | str:
+        """A model with the engine's connections; one over the network by its name, with connections of its own."""
+        from inspect_ai.model import get_model
+
+        return get_model(spec, config=self._connections) if spec.startswith("persona/") else spec
 
     def _unjudged(self, log: EvalLog, *, again: bool) -> list[str]:
         """What a grader failed at, if it is too much; in a log of an earlier call only if it fails once more."""
