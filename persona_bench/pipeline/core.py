@@ -229,7 +229,7 @@ class Core:
         """A model with the engine's connections; one over the network by its name, with connections of its own."""
         from inspect_ai.model import get_model
 
-        return get_model(spec, config=self._connections) if spec.startswith("persona/") else spec
+        return get_model(spec, config=self._connections) if str(spec).startswith("persona/") else spec
 
     def _unjudged(self, log: EvalLog, *, again: bool) -> list[str]:
         """What a grader failed at, if it is too much; in a log of an earlier call only if it fails once more."""
