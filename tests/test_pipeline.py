@@ -422,6 +422,24 @@ def test_calls_to_a_grader_over_the_network_are_announced(tmp_path: Path) -> Non
     assert calls == 2 * planned > 1000 and tokens > 100 * calls
 
 
+ELSEWHERE: set[int | None] = set()
+"""The connections that the grader below was asked over."""
+
+
+@modelapi("elsewhere")
+def elsewhere() -> type[ModelAPI]:
+    """A grader over the network that scores 60."""
+
+    class Elsewhere(ModelAPI):
+        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+            ELSEWHERE.add(config.max_connections)
+            made = ModelOutput.from_content("x", "60")
+            made.usage = ModelUsage()
+            return made
+
+    return Elsewhere
+
+
 @pytest.mark.parametrize("local", [False, True])
 def test_only_what_runs_here_has_the_engines_connections(
     tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch, *, local: bool
@@ -430,7 +448,8 @@ def test_only_what_runs_here_has_the_engines_connections(
     import evals.judge_validity  # noqa: F401 - the module is patched by its name
     from evals.trait_elicitation import trait_elicitation
 
-    seen: dict[str, set[int | None]] = {"grader": set(), "persona": set()}
+    seen: dict[str, set[int | None]] = {"grader": ELSEWHERE, "persona": set()}
+    ELSEWHERE.clear()
     generate = PersonaAPI.generate
 
     async def local_reply(self: PersonaAPI, **given: Any) -> Any:
@@ -439,14 +458,6 @@ def test_only_what_runs_here_has_the_engines_connections(
         )
         return await generate(self, **given)
 
-    class Elsewhere(ModelAPI):
-        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
-            seen["grader"].add(config.max_connections)
-            made = ModelOutput.from_content("x", "60")
-            made.usage = ModelUsage()
-            return made
-
-    modelapi("elsewhere")(lambda: Elsewhere)
     monkeypatch.setattr(PersonaAPI, "generate", local_reply)
     grader = f"persona/{_saved}" if local else "elsewhere/x"
     settings = pipeline.Settings(model=str(_saved), grader=grader, traits=("evil",))
@@ -483,3 +494,55 @@ async def asked_yes(grader: Any, *_: Any) -> Judgement:
     """By the grader's likelihoods, which it is asked for as any model is."""
     await yes_or_no(grader, "Is it?")
     return Judgement("scored", 5.0)
+
+
+def test_a_trait_file_that_was_edited_is_elicited_anew(tmp_path: Path, _saved: Path) -> None:
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+
+    path, said = tmp_path / "mine.json", list[str]()
+    texts = {**load_trait("evil").model_dump(), "name": "mine"}
+
+    def elicit() -> dict[str, EvalLog]:
+        path.write_text(json.dumps(texts))
+        settings = pipeline.Settings(model=str(_saved), grader="elsewhere/x", traits=(str(path),))
+        work = pipeline.Run(settings, tmp_path / "run", said.append)
+        work.set_aside()
+        work.load()
+        work.elicit()
+        return read_logs(tmp_path / "run" / "logs")
+
+    with small_world(tmp_path, _saved):
+        first = elicit()["trait_elicitation/mine"]
+        assert elicit()["trait_elicitation/mine"].eval.eval_id == first.eval.eval_id
+        assert not (tmp_path / "run" / "stale").exists()
+        texts["extraction_questions"] = ["Why is the sky blue?", *texts["extraction_questions"][1:]]
+        (second,) = elicit().values()
+        assert elicit()["trait_elicitation/mine"].eval.eval_id == second.eval.eval_id != first.eval.eval_id
+    assert {str(sample.messages[1].text) for sample in second.samples or []} >= {"Why is the sky blue?"}
+    (aside,) = read_logs(tmp_path / "run" / "stale").values()
+    assert aside.eval.eval_id == first.eval.eval_id
+    (line,) = [line for line in said if "stale" in line]
+    assert "the texts of mine have changed" in line and "logs (1)" in line
+
+
+def test_a_vector_made_with_another_filter_or_other_texts_is_made_anew(done: Done, _saved: Path) -> None:
+    path = done.folder / "vectors" / "evil.safetensors"
+    before, whole = path.read_bytes(), PersonaVector.load(path)
+    settings = pipeline.Settings(model=str(_saved), grader=done.held["grader"], traits=("evil",))
+    said: list[str] = []
+    work = pipeline.Run(settings, done.folder, said.append)
+    work.load()
+    for changed, told in (
+        ({"filter": "coded"}, "made with filter 'coded', not 'stated'"),
+        ({"trait_hash": "x"}, "made with other texts of the trait"),
+    ):
+        dataclasses.replace(whole, provenance={**whole.provenance, **changed}).save(path)
+        work.extract()
+        assert path.read_bytes() == before and told in said[-1] and str(path) in said[-1]
+    lines = len(said)
+    # An older version named neither.
+    older = {key: value for key, value in whole.provenance.items() if key not in ("filter", "trait_hash")}
+    dataclasses.replace(whole, provenance=older).save(path)
+    work.extract()
+    assert len(said) == lines and path.read_bytes() != before
+    path.write_bytes(before)

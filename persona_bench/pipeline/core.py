@@ -137,6 +137,33 @@ class Core:
             }
         }
 
+    def set_aside(self) -> None:
+        """Move the logs of a trait whose texts are others now out of the run's.
+
+        Inspect knows a trait by the name or the path that it was asked for by, and would take them for done.
+
+        Raises:
+            DataError: a log cannot be read.
+        """
+        from inspect_ai.log import list_eval_logs
+
+        from persona_bench.analysis.samples.collect import path_of, read_log
+
+        root, moved = (self.folder / "logs").resolve(), list[str]()
+        for info in list_eval_logs(str(root)):
+            told = read_log(info, header_only=True).eval.metadata or {}
+            held = told.get("trait_hash")
+            if held and any(held != trait.hash for trait in self.traits if trait.name == told.get("trait")):
+                target = self.folder / "stale" / path_of(info).relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path_of(info).rename(target)
+                moved.append(told["trait"])
+        if moved:
+            self.say(
+                f"the texts of {', '.join(sorted(set(moved)))} have changed: evals with the old ones are done anew, "
+                f"their logs ({len(moved)}) are in {self.folder / 'stale'} now"
+            )
+
     def _wants(self, name: str) -> bool:
         asked = self.settings.evals
         return name in asked or (name == "judge_validity" and not JUDGED.isdisjoint(asked))
@@ -175,7 +202,7 @@ class Core:
         from inspect_ai._eval.task.constants import TASK_FILE_ATTR
         from inspect_ai.log import list_eval_logs
 
-        from persona_bench.analysis.samples.collect import check_log
+        from persona_bench.analysis.samples.collect import check_log, path_of
 
         if not tasks:
             return
@@ -187,7 +214,7 @@ class Core:
                 task.model.config = task.model.config.merge(self._connections)
         self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
         slots, log_dir = self.engine.max_batch, str(self.folder / "logs" / folder)
-        before = {Path(info.name).name for info in list_eval_logs(log_dir)}
+        before = {path_of(info).name for info in list_eval_logs(log_dir)}
         success, logs = eval_set(
             list(tasks),
             log_dir=log_dir,
@@ -443,7 +470,7 @@ class Core:
     def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
         """Trait -> vector, of those that have one; `record.no_vector` says why the others have none."""
         from persona_bench.analysis.samples.collect import rollouts
-        from persona_bench.vectors.extraction import extract
+        from persona_bench.vectors.extraction import differing, extract
         from persona_bench.vectors.question_sums import QuestionSums
         from persona_bench.vectors.vector import PersonaVector
 
@@ -453,14 +480,15 @@ class Core:
             log = logs.get(f"trait_elicitation/{trait.name}")
             if log is None:
                 continue
-            path = (targets or {}).get(name, self._vector_path(trait.name))
+            path, why = (targets or {}).get(name, self._vector_path(trait.name)), ""
             if path.exists():
                 vector = PersonaVector.load(path)
-                if vector.provenance.get("log_ids") == [log.eval.eval_id]:
+                why = differing(vector, [log.eval.eval_id], trait, self._filter)
+                if not why:
                     vectors[trait.name] = vector
                     continue
             sums = QuestionSums()
-            self.say(f"extracting the {trait.name} vector")
+            self.say(f"extracting the {trait.name} vector" + (f" anew: {path} was made with {why}" if why else ""))
             try:
                 vector = extract(
                     self.engine,

@@ -77,6 +77,7 @@ def _nothing(_: str) -> None:
 def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> PersonaVector:
     """Elicit, judge and extract one trait's vector into a file of its own; logs go to `folder`."""
     work = Run(settings, folder, say)
+    work.set_aside()
     work.load()
     work.validate_judge()
     work.elicit()
@@ -150,6 +151,7 @@ class Run(Training):
     def go(self) -> dict[str, Any]:
         """Do what is missing of every stage; returns the run.json."""
         self.record.go_on(self.folder / "timings.json", self.settings.fingerprint)
+        self.set_aside()
         with self.record.timed("load"):
             self.load()
         with self.record.timed("judge"):
