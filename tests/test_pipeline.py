@@ -47,8 +47,9 @@ from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
 from persona_bench.pipeline.core import Record
-from persona_bench.pipeline.settings import STAGES
+from persona_bench.pipeline.settings import OF_RUN, OF_VECTOR, STAGES, note_begun, refuse_other
 from persona_bench.vectors.vector import PersonaVector
+from tests.conftest import one_line
 from tests.test_calibration import labels
 
 RUN = """
@@ -546,3 +547,61 @@ def test_a_vector_made_with_another_filter_or_other_texts_is_made_anew(done: Don
     work.extract()
     assert len(said) == lines and path.read_bytes() != before
     path.write_bytes(before)
+
+
+def test_a_run_goes_on_only_with_what_it_was_begun_with(done: Done, _saved: Path) -> None:
+    settings = pipeline.Settings(model=str(_saved), grader=str(_saved), traits=("evil",), evals=EVALS)
+    out, begun = done.folder.parents[1], done.folder / "begun.json"
+    held = begun.read_bytes()
+    for record in (True, False):  # an older version left none, but said in run.json what it was asked for
+        if not record:
+            begun.unlink()
+        for changed, parts in (
+            ({"grader": "elsewhere/x"}, (f"--grader {_saved}, not elsewhere/x", "persona-bench rejudge")),
+            ({"seed": 1}, ("--seed 0, not 1",)),
+            ({"extraction_filter": "coded", "seed": 2}, ("--filter stated, not coded", "--seed 0, not 2")),
+        ):
+            before = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()}
+            with pytest.raises(RunError) as error:
+                pipeline.run(dataclasses.replace(settings, **changed), out, print)
+            one_line(error, str(done.folder), "choose another --out", *parts)
+            assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()} == before
+    begun.write_bytes(held)
+
+
+def test_what_a_folder_was_begun_with(tmp_path: Path, _saved: Path) -> None:
+    begun, way_out = tmp_path / "begun.json", "choose another"
+    first = pipeline.Settings(model=str(_saved), grader="a/x, b/y", evals=pipeline.ALL_EVALS)
+    # Nothing is known of a folder that an older version left unfinished: the call that goes on with it says it.
+    refuse_other(first, tmp_path, OF_RUN, way_out)
+    note_begun(first, tmp_path, OF_RUN)
+    # More evals, traits and a corpus may come later, and a grader may be spelled otherwise.
+    more = dataclasses.replace(first, traits=("evil",), grader="a/x,b/y", corpus="a.jsonl")
+    refuse_other(more, tmp_path, OF_RUN, way_out)
+    note_begun(more, tmp_path, OF_RUN)
+    assert json.loads(begun.read_text()) == {
+        "grader": "a/x, b/y",
+        "seed": 0,
+        "extraction_filter": "stated",
+        "corpus": "a.jsonl",
+    }
+    refuse_other(first, tmp_path, OF_RUN, way_out)
+    note_begun(first, tmp_path, OF_RUN)
+    for changed, part in (
+        ({"corpus": "b.jsonl"}, "--corpus a.jsonl, not b.jsonl"),
+        ({"grader": "b/y,a/x"}, "--grader"),
+    ):
+        with pytest.raises(RunError) as error:
+            refuse_other(dataclasses.replace(first, **changed), tmp_path, OF_RUN, way_out)
+        one_line(error, part, str(tmp_path), way_out)
+    # The logs behind one vector may be of any model; filtered they can be in both ways.
+    note_begun(first, tmp_path, OF_VECTOR)
+    refuse_other(
+        dataclasses.replace(first, model=f"persona/{_saved}", extraction_filter="coded"), tmp_path, OF_VECTOR, ""
+    )
+    with pytest.raises(RunError, match="--model .*, not other"):
+        refuse_other(dataclasses.replace(first, model="other"), tmp_path, OF_VECTOR, way_out)
+    begun.write_text("{")
+    with pytest.raises(RunError) as error:
+        refuse_other(first, tmp_path, OF_RUN, way_out)
+    one_line(error, "begun.json is broken")
