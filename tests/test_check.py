@@ -393,3 +393,31 @@ def test_a_baseline_of_something_else_is_2(vector: Path, small: Path, tmp_path: 
 def test_a_vector_with_a_zero_layer_is_worse(vector: Path, tmp_path: Path) -> None:
     found = checking._static(PersonaVector.load(wrong("zero", vector, tmp_path / "z.safetensors")), 3, None)
     assert status("norms", found["norms"]) == "worse" and found["norms"].value == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: out of memory"), KeyboardInterrupt(), OSError("gone")])
+def test_a_check_that_is_cut_off_is_2(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: Any) -> None:
+        raise error
+
+    junit = tmp_path / "j.xml"
+    junit.write_text("of an earlier check")
+    monkeypatch.setattr(checking, "check", cut)
+    done = call("v.safetensors", "--junit", junit)
+    assert done.exit_code == 2 and "Traceback" in done.output and type(error).__name__ in done.output
+    assert ElementTree.parse(junit).getroot().attrib["errors"] == "1"
+    assert f"{type(error).__name__}: {error}" in junit.read_text()
+
+
+def test_a_comparison_that_is_cut_off_is_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona_bench.analysis import runs
+
+    def cut(*_: Any) -> None:
+        raise KeyError("column")
+
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setattr(runs, "read_run", cut)
+    done = CliRunner().invoke(main, ["compare", str(tmp_path), str(tmp_path)])
+    assert done.exit_code == 2 and "KeyError: 'column'" in done.output
+    assert CliRunner().invoke(main, ["compare", "--help"]).exit_code == 0
+    assert CliRunner().invoke(main, ["check"]).exit_code == 2

@@ -28,11 +28,15 @@ from persona_bench.definitions import presets
 from persona_bench.definitions.flagging import MEASURES, PICKS
 from persona_bench.definitions.outcomes import OUTCOMES
 from persona_bench.definitions.presets import FINETUNING, FLAGGING
+from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import DataError, RunError
 from persona_bench.files import read_jsonl
+from persona_bench.inspect_ext import outage
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
+from persona_bench.pipeline.limits import Limits
+from persona_bench.pipeline.rejudging import _responses
 from persona_bench.vectors.flagging import draw_corpus
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import one_line, tiny_vector
@@ -256,6 +260,7 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
     monkeypatch.setenv("PERSONA_BENCH_SOURCE", "wheel")
     monkeypatch.setattr(dataset, "fetch_data", lambda _: tmp_path / "mmlu.jsonl")
     monkeypatch.setitem(presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",)))
+    monkeypatch.setattr(outage, "MAX_FAILED", 1.0)  # its grader fails at a tenth
     write(tmp_path / "real.jsonl", [item(f"{letter * 3}?", f"{letter} is.") for letter in "abcdefgh"])
     settings = pipeline.Settings(
         model=str(folder),
@@ -283,6 +288,15 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
         ["mixture", "corpus", *(f"{pool}-{pick}-sycophancy" for pool in ("mixture", "corpus") for pick in PICKS)]
     )
     assert not logs["data_flagging/mixture"].eval.metadata["flagging"]["missing_trainings"]  # type: ignore[index]
+    trait = load_trait("sycophancy")
+    here = work._planned_finetuned(trait), work._planned_flagged(trait)
+    assert work._planned_responses(trait) == Limits._planned_responses(work, trait) + sum(here)
+    judged = [
+        sum(_responses(log, "sycophancy") for name, log in logs.items() if name.startswith(task))
+        for task in ("preventative_steering", "data_flagging")
+    ]
+    # Of a pool that is too small to train on nothing is asked.
+    assert judged[0] == here[0] and 0 < judged[1] <= here[1]
     assert [text for text in said if "flagging, passed, sycophancy" in text and "too few" in text]
     assert not [held for held in loading._loaded.values() if str(tmp_path / "run") in held.name]
     samples = collect(logs, [], "stated")

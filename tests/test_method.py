@@ -36,6 +36,7 @@ from persona_bench.vectors.extraction import Rollout, extract
 from persona_bench.vectors.readings import POSITIONS, Readings, read_responses
 from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows
 from persona_bench.vectors.variants import Responses, kept_rows, make_vectors, plan_variants, question_parts, read_trait
+from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
 from tests.conftest import one_line, talking, tiny_vector
 from tests.test_pipeline import run as run_pipeline
@@ -622,6 +623,11 @@ def test_vectors_of_a_plan_are_made_once_and_what_cannot_be_is_said(said: list[R
     again = make_vectors(engine, trait, {"raw": unfit}, "unfiltered", 0, tmp_path, ["a"], heard.append)
     assert again == files and times == {path: path.stat().st_mtime_ns for path in again.values()}
     assert len(files) == 1 and len(heard) == 1
+    held = PersonaVector.load(files["raw"])
+    dataclasses.replace(held, provenance={**held.provenance, "filter": "stated"}).save(files["raw"])
+    make_vectors(engine, trait, {"raw": unfit}, "unfiltered", 0, tmp_path, ["a"], heard.append)
+    assert PersonaVector.load(files["raw"]).provenance["filter"] == "unfiltered"
+    assert "made with filter 'stated', not 'unfiltered'" in heard[-1]
     cells = variant_cells("raw", named_vectors(f"raw={files['raw']}")["raw"], (2, 3), (0.2, 0.4), 1)
     assert [cell.vector for cell in cells].count("raw") == 4 and {"none", "random"} < {cell.vector for cell in cells}
     alone = variant_cells("vague", named_vectors(f"vague={files['raw']}")["vague"], (2,), (0.2,), 1)

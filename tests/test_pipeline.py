@@ -22,7 +22,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from inspect_ai import eval_set
 from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, modelapi
 from threadpoolctl import threadpool_limits
 
 from persona_bench import pipeline
@@ -37,13 +39,17 @@ from persona_bench.errors import AssetError, RunError
 from persona_bench.inspect_ext import calibration
 from persona_bench.inspect_ext import judge as judge_module
 from persona_bench.inspect_ext.calibration import Calibration, Fit
+from persona_bench.inspect_ext.judgement import Judgement
+from persona_bench.inspect_ext.provider import PersonaAPI
+from persona_bench.inspect_ext.voices import yes_or_no
 from persona_bench.models import embeddings
 from persona_bench.models.engine import Engine
 from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
 from persona_bench.pipeline.core import Record
-from persona_bench.pipeline.settings import STAGES
+from persona_bench.pipeline.settings import OF_RUN, OF_VECTOR, STAGES, note_begun, refuse_other
 from persona_bench.vectors.vector import PersonaVector
+from tests.conftest import one_line
 from tests.test_calibration import labels
 
 RUN = """
@@ -415,3 +421,187 @@ def test_calls_to_a_grader_over_the_network_are_announced(tmp_path: Path) -> Non
     assert settings.grader in line
     calls, tokens = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) (?:calls|input)", line))
     assert calls == 2 * planned > 1000 and tokens > 100 * calls
+
+
+ELSEWHERE: set[int | None] = set()
+"""The connections that the grader below was asked over."""
+
+
+@modelapi("elsewhere")
+def elsewhere() -> type[ModelAPI]:
+    """A grader over the network that scores 60."""
+
+    class Elsewhere(ModelAPI):
+        async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
+            ELSEWHERE.add(config.max_connections)
+            made = ModelOutput.from_content("x", "60")
+            made.usage = ModelUsage()
+            return made
+
+    return Elsewhere
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_only_what_runs_here_has_the_engines_connections(
+    tmp_path: Path, _saved: Path, monkeypatch: pytest.MonkeyPatch, *, local: bool
+) -> None:
+    """A grader over the network keeps Inspect's own; no log of an eval that had them for all is done again."""
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+    from evals.trait_elicitation import trait_elicitation
+
+    seen: dict[str, set[int | None]] = {"grader": ELSEWHERE, "persona": set()}
+    ELSEWHERE.clear()
+    generate = PersonaAPI.generate
+
+    async def local_reply(self: PersonaAPI, **given: Any) -> Any:
+        seen["grader" if (given["config"].extra_body or {}).get("extra_args", {}).get("score") else "persona"].add(
+            given["config"].max_connections
+        )
+        return await generate(self, **given)
+
+    monkeypatch.setattr(PersonaAPI, "generate", local_reply)
+    grader = f"persona/{_saved}" if local else "elsewhere/x"
+    settings = pipeline.Settings(model=str(_saved), grader=grader, traits=("evil",))
+    with small_world(tmp_path, _saved):
+        work = pipeline.Run(settings, tmp_path / "run", print)
+        work.load()
+        slots = work.engine.max_batch
+        tasks = [trait_elicitation(trait="evil")]
+        tasks[0].dataset = tasks[0].dataset[:2]
+        monkeypatch.setattr(judge_module, "_judge_locally", asked_yes)
+        work.evaluate("elicitation", tasks)
+        assert seen == {"persona": {2 * slots}, "grader": {2 * slots if local else None}}
+        (made,) = read_logs(tmp_path / "run").values()
+        old = tmp_path / "old" / "logs" / "elicitation"
+        shared: dict[str, Any] = {"display": "none", "log_realtime": False, "retry_attempts": 0, "max_samples": 4}
+        eval_set(
+            tasks,
+            log_dir=str(old),
+            model=work.model,
+            model_roles={"grader": work.graders[0]},
+            max_connections=2 * slots,
+            retry_immediate=False,
+            **shared,
+        )
+        (before,) = read_logs(old).values()
+        assert before.eval.eval_id != made.eval.eval_id
+        work.folder = tmp_path / "old"
+        work.evaluate("elicitation", tasks)
+        (after,) = read_logs(old).values()
+        assert after.eval.eval_id == before.eval.eval_id and len(list(old.glob("*.eval"))) == 1
+
+
+async def asked_yes(grader: Any, *_: Any) -> Judgement:
+    """By the grader's likelihoods, which it is asked for as any model is."""
+    await yes_or_no(grader, "Is it?")
+    return Judgement("scored", 5.0)
+
+
+def test_a_trait_file_that_was_edited_is_elicited_anew(tmp_path: Path, _saved: Path) -> None:
+    import evals.judge_validity  # noqa: F401 - the module is patched by its name
+
+    path, said = tmp_path / "mine.json", list[str]()
+    texts = {**load_trait("evil").model_dump(), "name": "mine"}
+
+    def elicit() -> dict[str, EvalLog]:
+        path.write_text(json.dumps(texts))
+        settings = pipeline.Settings(model=str(_saved), grader="elsewhere/x", traits=(str(path),))
+        work = pipeline.Run(settings, tmp_path / "run", said.append)
+        work.set_aside()
+        work.load()
+        work.elicit()
+        return read_logs(tmp_path / "run" / "logs")
+
+    with small_world(tmp_path, _saved):
+        first = elicit()["trait_elicitation/mine"]
+        assert elicit()["trait_elicitation/mine"].eval.eval_id == first.eval.eval_id
+        assert not (tmp_path / "run" / "stale").exists()
+        texts["extraction_questions"] = ["Why is the sky blue?", *texts["extraction_questions"][1:]]
+        (second,) = elicit().values()
+        assert elicit()["trait_elicitation/mine"].eval.eval_id == second.eval.eval_id != first.eval.eval_id
+    assert {str(sample.messages[1].text) for sample in second.samples or []} >= {"Why is the sky blue?"}
+    (aside,) = read_logs(tmp_path / "run" / "stale").values()
+    assert aside.eval.eval_id == first.eval.eval_id
+    (line,) = [line for line in said if "stale" in line]
+    assert "the texts of mine have changed" in line and "logs (1)" in line
+
+
+def test_a_vector_made_with_another_filter_or_other_texts_is_made_anew(done: Done, _saved: Path) -> None:
+    path = done.folder / "vectors" / "evil.safetensors"
+    before, whole = path.read_bytes(), PersonaVector.load(path)
+    settings = pipeline.Settings(model=str(_saved), grader=done.held["grader"], traits=("evil",))
+    said: list[str] = []
+    work = pipeline.Run(settings, done.folder, said.append)
+    work.load()
+    for changed, told in (
+        ({"filter": "coded"}, "made with filter 'coded', not 'stated'"),
+        ({"trait_hash": "x"}, "made with other texts of the trait"),
+    ):
+        dataclasses.replace(whole, provenance={**whole.provenance, **changed}).save(path)
+        work.extract()
+        assert path.read_bytes() == before and told in said[-1] and str(path) in said[-1]
+    lines = len(said)
+    # An older version named neither.
+    older = {key: value for key, value in whole.provenance.items() if key not in ("filter", "trait_hash")}
+    dataclasses.replace(whole, provenance=older).save(path)
+    work.extract()
+    assert len(said) == lines and path.read_bytes() != before
+    path.write_bytes(before)
+
+
+def test_a_run_goes_on_only_with_what_it_was_begun_with(done: Done, _saved: Path) -> None:
+    settings = pipeline.Settings(model=str(_saved), grader=str(_saved), traits=("evil",), evals=EVALS)
+    out, begun = done.folder.parents[1], done.folder / "begun.json"
+    held = begun.read_bytes()
+    for record in (True, False):  # an older version left none, but said in run.json what it was asked for
+        if not record:
+            begun.unlink()
+        for changed, parts in (
+            ({"grader": "elsewhere/x"}, (f"--grader {_saved}, not elsewhere/x", "persona-bench rejudge")),
+            ({"seed": 1}, ("--seed 0, not 1",)),
+            ({"extraction_filter": "coded", "seed": 2}, ("--filter stated, not coded", "--seed 0, not 2")),
+        ):
+            before = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()}
+            with pytest.raises(RunError) as error:
+                pipeline.run(dataclasses.replace(settings, **changed), out, print)
+            one_line(error, str(done.folder), "choose another --out", *parts)
+            assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()} == before
+    begun.write_bytes(held)
+
+
+def test_what_a_folder_was_begun_with(tmp_path: Path, _saved: Path) -> None:
+    begun, way_out = tmp_path / "begun.json", "choose another"
+    first = pipeline.Settings(model=str(_saved), grader="a/x, b/y", evals=pipeline.ALL_EVALS)
+    # Nothing is known of a folder that an older version left unfinished: the call that goes on with it says it.
+    refuse_other(first, tmp_path, OF_RUN, way_out)
+    note_begun(first, tmp_path, OF_RUN)
+    # More evals, traits and a corpus may come later, and a grader may be spelled otherwise.
+    more = dataclasses.replace(first, traits=("evil",), grader="a/x,b/y", corpus="a.jsonl")
+    refuse_other(more, tmp_path, OF_RUN, way_out)
+    note_begun(more, tmp_path, OF_RUN)
+    assert json.loads(begun.read_text()) == {
+        "grader": "a/x, b/y",
+        "seed": 0,
+        "extraction_filter": "stated",
+        "corpus": "a.jsonl",
+    }
+    refuse_other(first, tmp_path, OF_RUN, way_out)
+    note_begun(first, tmp_path, OF_RUN)
+    for changed, part in (
+        ({"corpus": "b.jsonl"}, "--corpus a.jsonl, not b.jsonl"),
+        ({"grader": "b/y,a/x"}, "--grader"),
+    ):
+        with pytest.raises(RunError) as error:
+            refuse_other(dataclasses.replace(first, **changed), tmp_path, OF_RUN, way_out)
+        one_line(error, part, str(tmp_path), way_out)
+    # The logs behind one vector may be of any model; filtered they can be in both ways.
+    note_begun(first, tmp_path, OF_VECTOR)
+    refuse_other(
+        dataclasses.replace(first, model=f"persona/{_saved}", extraction_filter="coded"), tmp_path, OF_VECTOR, ""
+    )
+    with pytest.raises(RunError, match="--model .*, not other"):
+        refuse_other(dataclasses.replace(first, model="other"), tmp_path, OF_VECTOR, way_out)
+    begun.write_text("{")
+    with pytest.raises(RunError) as error:
+        refuse_other(first, tmp_path, OF_RUN, way_out)
+    one_line(error, "begun.json is broken")

@@ -171,4 +171,6 @@ def test_a_change_is_a_verdict_that_differs() -> None:
     assert list(change["claim"]) == ["B", "A", "C"] and list(change["changed"]) == [False, True, True]
     said = counts(change, "the grader")
     assert said.startswith("2 of 3 verdicts change") and "1 from supported to inconclusive" in said
-    assert said.endswith("of 2 that the first supported or contradicted, 1 stand and 0 turn into the opposite")
+    assert said.endswith(
+        "of 2 that the first supported or contradicted, the judge's own left out, 1 stand and 0 turn into the opposite"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,9 @@ SHOWN: dict[str, Any] = {"show_default": True}
 GRADER_HELP = "Inspect model or local weights that judge; several, comma-separated, are a panel."
 
 
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
 class _Group(click.Group):
     """Turns the errors a user can mend into one line and exit code 2."""
 
@@ -24,11 +28,27 @@ class _Group(click.Group):
         except PersonaBenchError as error:
             _fail(str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno not in _MENDABLE:
                 raise
             _fail(
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another --out"
             )
+
+
+class Deciding(click.Command):
+    """A command whose exit code 1 is an answer: whatever else ends it ends with 2, with its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; the errors that the group has a line for are left to it."""
+        try:
+            return super().invoke(ctx)
+        except (PersonaBenchError, click.ClickException, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and error.errno in _MENDABLE:
+                raise
+            traceback.print_exc()
+            sys.exit(2)
 
 
 def _fail(message: str) -> None:

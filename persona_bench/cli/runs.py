@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, main, print_table, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader
 from persona_bench.errors import DataError
 from persona_bench.pipeline import DEFAULT_GRADER
 
@@ -90,7 +90,7 @@ def rejudge(run_folder: Path, grader: str, out: Path) -> None:
     click.echo(f"Report: {folder / 'report.html'}")
 
 
-@main.command()
+@main.command(cls=Deciding)
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Also write both side by side there, as CSV.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, main, print_table, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader
 from persona_bench.errors import DataError, PersonaBenchError
 from persona_bench.pipeline import DEFAULT_GRADER
 
@@ -222,7 +222,7 @@ def convert(source: Path, target: Path, no_norms: bool, **asked: Any) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-@main.command()
+@main.command(cls=Deciding)
 @click.argument("vector", type=click.Path(path_type=Path))
 @click.option("--model", default="smollm2-135m", help="Catalogue name, Hub id, folder or .gguf file.", **SHOWN)
 @click.option("--baseline", type=click.Path(path_type=Path), help="What to compare with.  [default: nothing]")
@@ -265,14 +265,15 @@ def check(
     asked = checking.Asked(vector, model, str(trait_file or ""), grader, preset, layer, seed, other_weights)
     try:
         outcome, new = checking.check(asked, baseline, work, say)
-    except PersonaBenchError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if junit is not None:
-            write_atomic(junit, output.junit_error(str(vector), str(error)))
+            told = str(error) if isinstance(error, PersonaBenchError) else f"{type(error).__name__}: {error}"
+            write_atomic(junit, output.junit_error(str(vector), told))
         raise
-    print_table(outcome.title, output.COLUMNS, outcome.rows())
-    click.echo(outcome.verdict)
     if junit is not None:
         write_atomic(junit, output.junit(outcome))
+    print_table(outcome.title, output.COLUMNS, outcome.rows())
+    click.echo(outcome.verdict)
     if summary is not None:
         held = summary.read_text(encoding="utf-8") if summary.exists() else ""
         write_atomic(summary, held + output.markdown(outcome))

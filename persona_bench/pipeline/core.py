@@ -24,6 +24,7 @@ from persona_bench.pipeline.settings import JUDGED, NEED_VECTORS, Say, Settings,
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog
+    from inspect_ai.model import GenerateConfig, Model
     from inspect_ai.util import DisplayType
 
     from persona_bench.pipeline.pool import Planned
@@ -136,6 +137,33 @@ class Core:
             }
         }
 
+    def set_aside(self) -> None:
+        """Move the logs of a trait whose texts are others now out of the run's.
+
+        Inspect knows a trait by the name or the path that it was asked for by, and would take them for done.
+
+        Raises:
+            DataError: a log cannot be read.
+        """
+        from inspect_ai.log import list_eval_logs
+
+        from persona_bench.analysis.samples.collect import path_of, read_log
+
+        root, moved = (self.folder / "logs").resolve(), list[str]()
+        for info in list_eval_logs(str(root)):
+            told = read_log(info, header_only=True).eval.metadata or {}
+            held = told.get("trait_hash")
+            if held and any(held != trait.hash for trait in self.traits if trait.name == told.get("trait")):
+                target = self.folder / "stale" / path_of(info).relative_to(root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path_of(info).rename(target)
+                moved.append(told["trait"])
+        if moved:
+            self.say(
+                f"the texts of {', '.join(sorted(set(moved)))} have changed: evals with the old ones are done anew, "
+                f"their logs ({len(moved)}) are in {self.folder / 'stale'} now"
+            )
+
     def _wants(self, name: str) -> bool:
         asked = self.settings.evals
         return name in asked or (name == "judge_validity" and not JUDGED.isdisjoint(asked))
@@ -168,12 +196,13 @@ class Core:
             display: how Inspect shows its progress; by default as the terminal allows.
 
         Raises:
-            RunError: an eval did not finish, or a sample failed.
+            RunError: an eval did not finish, a sample failed, or a grader failed at more than single responses.
         """
         from inspect_ai import eval_set
         from inspect_ai._eval.task.constants import TASK_FILE_ATTR
+        from inspect_ai.log import list_eval_logs
 
-        from persona_bench.analysis.samples.collect import check_log
+        from persona_bench.analysis.samples.collect import check_log, path_of
 
         if not tasks:
             return
@@ -181,17 +210,17 @@ class Core:
             # Inspect tells evals apart by their file too, as it is called from the current directory: without it, a
             # run goes on from any directory.
             setattr(task, TASK_FILE_ATTR, None)
+            if task.model is not None:
+                task.model.config = task.model.config.merge(self._connections)
         self.say(f"{folder}: {len(tasks)} evals, {sum(map(_n_samples, tasks))} samples")
-        slots = self.engine.max_batch
+        slots, log_dir = self.engine.max_batch, str(self.folder / "logs" / folder)
+        before = {path_of(info).name for info in list_eval_logs(log_dir)}
         success, logs = eval_set(
             list(tasks),
-            log_dir=str(self.folder / "logs" / folder),
-            model=self.model,
-            model_roles={"grader": list(self.graders) if len(self.graders) > 1 else self.graders[0]}
-            if self.graders
-            else None,
+            log_dir=log_dir,
+            model=self._local(self.model),
+            model_roles={"grader": [self._local(spec) for spec in self.graders]} if self.graders else None,
             max_tasks=len(tasks),
-            max_connections=2 * slots,
             max_samples=slots + slots // len(tasks),  # of each eval; Inspect looks at every one of them once a second
             retry_attempts=0,
             retry_immediate=False,  # which has a meaning with retries alone, but warns without them
@@ -203,13 +232,43 @@ class Core:
         )
         if len(logs) < len(tasks):  # Inspect takes an interrupt itself, and then gives no log and calls it a success
             raise RunError(f"{folder} was interrupted; run the same command again to go on")
-        for log in logs:
-            check_log(full(log))
+        unjudged = []
+        for log in map(full, logs):
+            check_log(log)
+            unjudged += self._unjudged(log, again=Path(log.location).name in before)
         if not success:
             raise RunError(f"{folder} did not finish; run the same command again to go on")
         for task in tasks:
             if task.model is not None:
                 asyncio.run(task.model.api.aclose())
+        if unjudged:
+            more = f"; so it did in {len(unjudged) - 1} more evals" if len(unjudged) > 1 else ""
+            raise RunError(f"{unjudged[0]}{more}; once it answers, run the same command again to go on")
+
+    @property
+    def _connections(self) -> GenerateConfig:
+        """Of a model that runs here: rows that finish find others waiting."""
+        from inspect_ai.model import GenerateConfig
+
+        return GenerateConfig(max_connections=2 * self.engine.max_batch)
+
+    def _local(self, spec: str) -> Model | str:
+        """A model with the engine's connections; one over the network by its name, with connections of its own."""
+        from inspect_ai.model import get_model
+
+        return get_model(spec, config=self._connections) if str(spec).startswith("persona/") else spec
+
+    def _unjudged(self, log: EvalLog, *, again: bool) -> list[str]:
+        """What a grader failed at, if it is too much; in a log of an earlier call only if it fails once more."""
+        from persona_bench.analysis.samples.collect import log_name
+        from persona_bench.inspect_ext.judging import open_graders
+        from persona_bench.inspect_ext.outage import grader_failures, judge_again
+
+        failures = grader_failures(log)
+        if failures.too_many and again:
+            self.say(f"{log_name(log)}: {failures}; judging it again")
+            failures = grader_failures(judge_again(log, open_graders(self.graders)))
+        return [f"{log_name(log)}: {failures}"] if failures.too_many else []
 
     def validate_judge(self) -> None:
         """Calibrate local graders, judge the labelled answers, and say which traits the judge may decide about."""
@@ -411,7 +470,7 @@ class Core:
     def extract(self, targets: dict[str, Path] | None = None) -> dict[str, PersonaVector]:
         """Trait -> vector, of those that have one; `record.no_vector` says why the others have none."""
         from persona_bench.analysis.samples.collect import rollouts
-        from persona_bench.vectors.extraction import extract
+        from persona_bench.vectors.extraction import differing, extract
         from persona_bench.vectors.question_sums import QuestionSums
         from persona_bench.vectors.vector import PersonaVector
 
@@ -421,14 +480,15 @@ class Core:
             log = logs.get(f"trait_elicitation/{trait.name}")
             if log is None:
                 continue
-            path = (targets or {}).get(name, self._vector_path(trait.name))
+            path, why = (targets or {}).get(name, self._vector_path(trait.name)), ""
             if path.exists():
                 vector = PersonaVector.load(path)
-                if vector.provenance.get("log_ids") == [log.eval.eval_id]:
+                why = differing(vector, [log.eval.eval_id], trait, self._filter)
+                if not why:
                     vectors[trait.name] = vector
                     continue
             sums = QuestionSums()
-            self.say(f"extracting the {trait.name} vector")
+            self.say(f"extracting the {trait.name} vector" + (f" anew: {path} was made with {why}" if why else ""))
             try:
                 vector = extract(
                     self.engine,

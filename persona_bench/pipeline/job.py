@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 from persona_bench.errors import AssetError, ExtractionError, RunError
 from persona_bench.files import file_lock, write_atomic
 from persona_bench.pipeline.pool import Pool
-from persona_bench.pipeline.settings import VERSIONED, Say, Settings, finished, is_published, model_spec, run_folder
+from persona_bench.pipeline.settings import (
+    OF_RUN,
+    OF_VECTOR,
+    VERSIONED,
+    Say,
+    Settings,
+    finished,
+    is_published,
+    model_spec,
+    note_begun,
+    refuse_other,
+    run_folder,
+)
 from persona_bench.pipeline.training import Training
 
 if TYPE_CHECKING:
@@ -63,6 +75,8 @@ def run(settings: Settings, out: Path, say: Say, command: str = "", processes: i
         held = finished(settings, out)
         if held is not None:
             return held
+        way_out = "choose another --out; another grader alone can judge a finished run again: `persona-bench rejudge`"
+        refuse_other(settings, folder, OF_RUN, way_out)
         work = Run(settings, folder, say, command)
         if processes > 1:
             with closing(Pool(partial(Run, settings, folder, _nothing), processes, say)) as work.pool:
@@ -75,9 +89,16 @@ def _nothing(_: str) -> None:
 
 
 def extract_one(settings: Settings, folder: Path, out: Path, say: Say) -> PersonaVector:
-    """Elicit, judge and extract one trait's vector into a file of its own; logs go to `folder`."""
+    """Elicit, judge and extract one trait's vector into a file of its own; logs go to `folder`.
+
+    Raises:
+        PersonaBenchError: anything a user can mend, such as logs there of another model, preset, grader or seed.
+    """
+    refuse_other(settings, folder, OF_VECTOR, "choose another --logs or another --out")
     work = Run(settings, folder, say)
+    work.set_aside()
     work.load()
+    note_begun(settings, folder, OF_VECTOR)
     work.validate_judge()
     work.elicit()
     vectors = work.extract({settings.traits[0]: out.resolve()})
@@ -150,8 +171,11 @@ class Run(Training):
     def go(self) -> dict[str, Any]:
         """Do what is missing of every stage; returns the run.json."""
         self.record.go_on(self.folder / "timings.json", self.settings.fingerprint)
+        self.set_aside()
         with self.record.timed("load"):
             self.load()
+        # What cannot be loaded has begun nothing.
+        note_begun(self.settings, self.folder, OF_RUN)
         with self.record.timed("judge"):
             self.validate_judge()
         with self.record.timed("elicit"):

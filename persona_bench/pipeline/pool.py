@@ -14,7 +14,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from persona_bench.errors import DataError, RunError
+from persona_bench.errors import RunError
 from persona_bench.pipeline.settings import Say
 
 if TYPE_CHECKING:
@@ -105,17 +105,14 @@ def hand_over(root: Path, stage: str, planned: Mapping[str, Planned]) -> None:
     Raises:
         DataError: a log cannot be read.
     """
-    from inspect_ai.log import list_eval_logs, read_eval_log
+    from inspect_ai.log import list_eval_logs
+
+    from persona_bench.analysis.samples.collect import path_of, read_log
 
     if not (root / stage).is_dir():
         return
     for info in list_eval_logs(str(root / stage), recursive=False):
-        path = Path(info.name.removeprefix("file://"))
-        try:
-            held = read_eval_log(info, header_only=True).eval
-        except Exception as error:
-            # Readers raise errors of zip, zstd, JSON and pydantic alike.
-            raise DataError(f"cannot read log {path}: {type(error).__name__}; remove it and run again") from error
+        path, held = path_of(info), read_log(info, header_only=True).eval
         for folder, make in planned.items():
             if held.task.rsplit("/", 1)[-1] == make.func.__name__ and held.task_args_passed == make.keywords:
                 (root / folder).mkdir(exist_ok=True)

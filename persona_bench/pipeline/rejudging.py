@@ -162,14 +162,21 @@ class Rejudged(Run):
     def _judged_already(self, name: str, target: Path) -> bool:
         from inspect_ai.log import read_eval_log
 
-        known = (self._new_id(name), self.first["logs"][name]["eval_id"])
-        return target.exists() and read_eval_log(str(target), header_only=True).eval.eval_id in known
+        from persona_bench.inspect_ext.outage import grader_failures
+
+        if not target.exists():
+            return False
+        header = read_eval_log(str(target), header_only=True).eval
+        if header.eval_id == self._new_id(name):
+            return not grader_failures(read_eval_log(str(target))).too_many
+        return bool(header.eval_id == self.first["logs"][name]["eval_id"])
 
     def _judge_log(self, name: str, target: Path) -> None:
         from inspect_ai.log import write_eval_log
 
         from persona_bench.files import atomic_path
         from persona_bench.inspect_ext.judging import open_graders, rescored, scorers_of
+        from persona_bench.inspect_ext.outage import grader_failures
 
         log = self._source_log(name)
         scorers = scorers_of(log)
@@ -178,6 +185,9 @@ class Rejudged(Run):
                 shutil.copyfile(self.source / self.first["logs"][name]["file"], temporary)
                 return
             judged = rescored(log, open_graders(self.graders), scorers)
+            failures = grader_failures(judged)
+            if failures.too_many:
+                raise RunError(f"{name}: {failures}; once it answers, run the same command again to go on")
             judged.eval.eval_id = self._new_id(name)
             judged.eval.metadata = {**(judged.eval.metadata or {}), "rejudged": self.first["logs"][name]["eval_id"]}
             write_eval_log(judged, str(temporary), format="eval")

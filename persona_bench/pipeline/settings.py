@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.scenarios import BEHAVIOURS, load_scenes
 from persona_bench.definitions.traits import load_labelled, load_trait, load_twins
 from persona_bench.errors import RunError
-from persona_bench.files import model_folder
+from persona_bench.files import model_folder, write_atomic
 
 CORE_EVALS = ("judge_validity", "trait_elicitation", "trait_steering", "trait_monitoring", "mmlu_preservation")
 ALL_EVALS = (*CORE_EVALS, "stated_limits", "preventative_steering", "data_flagging")
@@ -32,6 +32,17 @@ STAGES = (
     *("flag", "analyse"),
 )
 """What the seconds in run.json are of, in the order in which it is done."""
+
+BEGUN = "begun.json"
+"""Says what the logs of a folder are made with."""
+OPTIONS = {
+    **{name: f"--{name}" for name in ("model", "preset", "grader", "seed", "corpus")},
+    "extraction_filter": "--filter",
+}
+OF_RUN = ("grader", "seed", "extraction_filter", "corpus")
+"""What every call that goes on with a run shares, besides model and preset, which its folder is named by."""
+OF_VECTOR = ("model", "preset", "grader", "seed")
+"""What every call shares that makes a vector from the logs of a folder."""
 
 Say = Callable[[str], None]
 
@@ -111,6 +122,56 @@ def finished(settings: Settings, out: Path) -> dict[str, Any] | None:
     if held.get("fingerprint") != settings.fingerprint:
         return None
     return held if all((path.parent / name).exists() for name in held["files"]) else None
+
+
+def refuse_other(settings: Settings, folder: Path, names: Sequence[str], way_out: str) -> None:
+    """Refuse a folder whose logs were made with something else: of two logs of one name only the newest would count.
+
+    Args:
+        settings: of this call.
+        folder: of a run, or of the logs behind one vector.
+        names: of the settings that must be the same, `OF_RUN` or `OF_VECTOR`. A corpus may be added later, and left
+            out.
+        way_out: what to choose instead.
+
+    Raises:
+        RunError: naming what differs, or the file that cannot be read.
+    """
+    held, asked = _begun(folder), asdict(settings)
+    differing = [
+        name
+        for name in names
+        if name in held
+        and _same_spelling(name, held[name]) != _same_spelling(name, asked[name])
+        and not (name == "corpus" and "" in (held[name], asked[name]))
+    ]
+    if differing:
+        told = " and ".join(f"{OPTIONS[name]} {held[name]}, not {asked[name]}" for name in differing)
+        raise RunError(f"{folder} was begun with {told}; {way_out}")
+
+
+def note_begun(settings: Settings, folder: Path, names: Sequence[str]) -> None:
+    """Write down what a folder's logs are made with, for `refuse_other`."""
+    asked = {name: value for name, value in asdict(settings).items() if name in names}
+    held = {name: value for name, value in _begun(folder).items() if name in OPTIONS and value != ""}
+    write_atomic(folder / BEGUN, json.dumps({**asked, **held}, indent=1, sort_keys=True) + "\n")
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """What a folder was begun with; a run of an older version says what it finished with, an unfinished one nothing."""
+    for path in (folder / BEGUN, folder / "run.json"):
+        if path.exists():
+            try:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{path} is broken; remove it, and go on with what the folder was begun with") from error
+    return {}
+
+
+def _same_spelling(name: str, value: Any) -> Any:
+    if name not in ("grader", "model"):
+        return value
+    return [model_spec(part.strip()) for part in value.split(",") if part.strip()]
 
 
 def is_published(folder: Path) -> bool:

@@ -10,6 +10,8 @@ from persona_bench.files import write_atomic
 from persona_bench.pipeline.limits import Limits
 
 if TYPE_CHECKING:
+    from persona_bench.definitions.traits import Trait
+    from persona_bench.definitions.trials import Trial
     from persona_bench.pipeline.pool import Planned
     from persona_bench.vectors.vector import PersonaVector
 
@@ -23,16 +25,10 @@ class Training(Limits):
         For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base.
         """
         from evals.preventative_steering import preventative_steering
-        from persona_bench.definitions.presets import load_finetuning_preset
-        from persona_bench.definitions.trials import held_against, plan_trials
 
         wanted = self._wants("preventative_steering") or (self._wants("data_flagging") and vectors)
         if not wanted or not self._finetuned_traits:
             return
-        sizes = load_finetuning_preset(self.settings.preset)
-        trials = plan_trials(sizes, tuple(vectors))
-        if not self._wants("preventative_steering"):
-            trials = [trials[0], *held_against(sizes, tuple(vectors))]
         shared = self._training_arguments(vectors, layers)
         planned = {
             f"finetuning/{trial.name}": partial(
@@ -43,9 +39,55 @@ class Training(Limits):
                 train_seed=trial.seed,
                 **shared,
             )
-            for trial in trials
+            for trial in self._trials(tuple(vectors))
         }
         self._one_by_one("finetuning", planned)
+
+    def _trials(self, traits: tuple[str, ...]) -> list[Trial]:
+        """What is trained, the base first, where these traits have vectors."""
+        from persona_bench.definitions.presets import load_finetuning_preset
+        from persona_bench.definitions.trials import held_against, plan_trials
+
+        sizes = load_finetuning_preset(self.settings.preset)
+        trials = plan_trials(sizes, traits)
+        return trials if self._wants("preventative_steering") else [trials[0], *held_against(sizes, traits)]
+
+    def _planned_responses(self, trait: Trait) -> int:
+        return super()._planned_responses(trait) + self._planned_finetuned(trait) + self._planned_flagged(trait)
+
+    def _planned_finetuned(self, trait: Trait) -> int:
+        """Those of every trial that is asked about the trait, if every vector can be made."""
+        from persona_bench.definitions.presets import load_finetuning_preset
+        from persona_bench.definitions.trials import BASE
+        from persona_bench.inspect_ext.trained import Bench
+
+        if not self._wants("preventative_steering") and not self._wants("data_flagging"):
+            return 0
+        sizes = load_finetuning_preset(self.settings.preset)
+        bench = Bench(sizes, tuple(self._finetuned_traits), {}, {}, {}, None)
+        trials = [item for item in self._trials(tuple(t.name for t in self.traits)) if trait.name in bench.asked(item)]
+        times = sum(len(sizes.seeds) if trial.arm == BASE else 1 for trial in trials)
+        return times * min(sizes.questions, len(trait.evaluation_questions)) * sizes.rollouts
+
+    def _planned_flagged(self, trait: Trait) -> int:
+        """Samples that are judged for the trait, and the answers of the models that are trained on what it flags."""
+        from persona_bench.definitions.flagging import PICKS
+        from persona_bench.definitions.presets import load_finetuning_preset, load_flagging_preset
+        from persona_bench.inspect_ext.flagging import judged_traits
+
+        if not self._wants("data_flagging") or trait.name not in self._finetuned_traits:
+            return 0
+        sizes, trained = load_flagging_preset(self.settings.preset), load_finetuning_preset(self.settings.preset)
+        judged_for = judged_traits(sizes.families, self._finetuned_traits)
+        n = sum(trait.name in found for found in judged_for.values()) * len(sizes.versions) * sizes.samples
+        if trait.name not in sizes.traits:
+            return n
+        answers = min(trained.questions, len(trait.evaluation_questions)) * trained.rollouts
+        return n + len(self._pools) * len(PICKS) * answers + (sizes.corpus if self.settings.corpus else 0)
+
+    @property
+    def _pools(self) -> tuple[str, ...]:
+        return ("mixture", "corpus", "passed") if self.settings.corpus else ("mixture",)
 
     @property
     def _finetuned_traits(self) -> list[str]:
@@ -76,8 +118,7 @@ class Training(Limits):
             return
         sizes = load_flagging_preset(self.settings.preset)
         shared = self._training_arguments(vectors, layers)
-        pools = ("mixture", "corpus", "passed") if self.settings.corpus else ("mixture",)
-        for pool in pools:
+        for pool in self._pools:
             shared["corpus"] = self.settings.corpus if pool != "mixture" else ""
             if pool != "passed":
                 self.say(f"flagging, {pool}: measuring samples")

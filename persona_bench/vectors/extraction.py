@@ -214,6 +214,23 @@ def extract(
     )
 
 
+def differing(vector: PersonaVector, log_ids: Sequence[str], trait: Trait, rule: AnyFilter) -> str:
+    """What else than this a vector was made with, "" for nothing; what its file does not name is taken for the same.
+
+    Args:
+        vector: made by `extract`.
+        log_ids: of the responses.
+        trait: with its texts.
+        rule: the filter.
+    """
+    held = vector.provenance
+    if held.get("log_ids") != list(log_ids):
+        return "other responses"
+    if held.get("filter", rule) != rule:
+        return f"filter '{held['filter']}', not '{rule}'"
+    return "" if held.get("trait_hash", trait.hash) == trait.hash else "other texts of the trait"
+
+
 def refusal_direction(engine: Engine) -> np.ndarray:
     """Mean residual stream of refusing minus complying responses to the same questions: `(n_layers + 1, d_model)`."""
     return refusal_and_norms(engine)[0]

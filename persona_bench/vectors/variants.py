@@ -18,7 +18,7 @@ from persona_bench.definitions.traits import Trait
 from persona_bench.errors import DataError, ExtractionError
 from persona_bench.files import write_atomic
 from persona_bench.models.engine import Engine
-from persona_bench.vectors.extraction import Rollout, extract, refusal_direction
+from persona_bench.vectors.extraction import Rollout, differing, extract, refusal_direction
 from persona_bench.vectors.readings import Readings, projections, read_responses
 from persona_bench.vectors.sensitivity import group_rows, sensitivity_rows
 from persona_bench.vectors.vector import PersonaVector
@@ -100,9 +100,12 @@ def make_vectors(
     for name, responses in plan.items():
         path = folder / f"{trait.name}-{name.replace(':', '-')}.safetensors"
         told = {"log_ids": list(log_ids), "variant": name}
-        if path.exists() and PersonaVector.load(path).provenance.get("log_ids") == told["log_ids"]:
-            made[name] = path
-            continue
+        if path.exists():
+            why = differing(PersonaVector.load(path), log_ids, trait, rule)
+            if not why:
+                made[name] = path
+                continue
+            say(f"making {path} anew: it was made with {why}")
         try:
             vector = extract(engine, trait, responses, rule=rule, seed=seed, provenance=told)
         except ExtractionError as error:

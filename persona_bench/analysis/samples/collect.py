@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from inspect_ai.log import EvalLog, EvalSample, list_eval_logs, read_eval_log
+from inspect_ai.log import EvalLog, EvalLogInfo, EvalSample, list_eval_logs, read_eval_log
 
 from persona_bench.analysis.samples.flagging import flagging_frames
 from persona_bench.analysis.samples.frames import CELL, SAMPLE_COLUMNS, SIGNALS, Samples
@@ -43,18 +43,32 @@ def read_logs(folder: Path, task: str = "") -> dict[str, EvalLog]:
     """
     logs: dict[str, EvalLog] = {}
     for info in sorted(list_eval_logs(str(folder)), key=lambda item: item.mtime or 0):
-        try:
-            if task and read_eval_log(info, header_only=True).eval.task.rsplit("/", 1)[-1] != task:
-                continue
-            log = read_eval_log(info)
-        except Exception as error:
-            # Readers raise errors of zip, zstd, JSON and pydantic alike.
-            raise DataError(f"cannot read log {info.name}: {type(error).__name__}; remove it and run again") from error
+        if task and read_log(info, header_only=True).eval.task.rsplit("/", 1)[-1] != task:
+            continue
+        log = read_log(info)
         if log.status != "success":
             continue
         check_log(log)
         logs[log_name(log)] = log
     return logs
+
+
+def read_log(info: EvalLogInfo, *, header_only: bool = False) -> EvalLog:
+    """A log of a run, with its samples or without.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return read_eval_log(info, header_only=header_only)
+    except Exception as error:
+        # Readers raise errors of zip, zstd, JSON and pydantic alike.
+        raise DataError(f"cannot read log {path_of(info)}: {type(error).__name__}; remove it and run again") from error
+
+
+def path_of(info: EvalLogInfo) -> Path:
+    """Where a log is."""
+    return Path(info.name.removeprefix("file://"))
 
 
 def check_log(log: EvalLog) -> None:
