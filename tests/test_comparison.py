@@ -6,15 +6,20 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from persona_bench.analysis.comparison import _coverage, _steering, draw_results
+from persona_bench.analysis.comparison import _coverage, _monitoring, _steering, _verdicts, draw_results
 from persona_bench.analysis.coverage import COVERAGE_COLUMNS, coverage_figure, model_facts, size
-from persona_bench.analysis.runs import read_runs
+from persona_bench.analysis.figures.drawing import MARKERS, trait_colours
+from persona_bench.analysis.runs import Run, read_runs
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.files import write_tables
 from persona_bench.analysis.verdicts.claims import judge_claims
@@ -99,20 +104,139 @@ def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path)
     assert "135M llama" in headings[0] and "1.24B llama" in headings[1] and "bfloat16, quick" in headings[0]
 
 
-def test_steering_side_by_side_leaves_out_doses_with_few_scores(results: Path) -> None:
+def steering(*runs: Run) -> Figure:
+    figure = _steering(runs)
+    assert figure is not None
+    return figure
+
+
+def points(figure: Figure, panel: int, colour: str) -> dict[float, Line2D]:
+    """Dose -> marker of one colour; markers stand a little beside their doses."""
+    lines = [line for line in figure.axes[panel].get_lines() if line.get_color() == colour]
+    found = [line for line in lines if str(line.get_marker()) in MARKERS and len(np.asarray(line.get_xdata()))]
+    return {round(float(np.asarray(line.get_xdata())[0]), 1): line for line in found}
+
+
+def test_steering_side_by_side_leaves_out_doses_with_few_scores_but_the_chosen(results: Path) -> None:
     run = read_runs(results)[0]
+    colour = trait_colours(["evil"])["evil"]
+    cells, choice = run.tables["steering"], run.tables["steering_choice"]
+    # Cells of several layers are no part of the sweep, wherever the first of these lies.
+    several = cells[cells["vector"] == "persona"].assign(setting="multi", relative_dose=0.3)
+    run.tables["steering"] = pd.concat([cells, several])
+    assert set(points(steering(run), 0, colour)) == {-0.4, -0.2, 0.2, 0.4}
 
-    def doses() -> set[float]:
-        figure = _steering([run])
+    def few(dose: float) -> None:
+        thin = np.isclose(cells["relative_dose"].astype(float), dose)
+        run.tables["steering"] = cells.assign(n_scored=cells["n_scored"].mask(thin, cells["n"] // 2 - 1))
+
+    few(0.2)
+    assert set(choice["relative_dose"].round(1)) == {-0.4, 0.4}
+    assert set(points(steering(run), 0, colour)) == {-0.4, -0.2, 0.4}
+    few(0.4)
+    found = points(steering(run), 0, colour)
+    assert set(found) == {-0.4, -0.2, 0.2, 0.4}
+    assert [found[dose].get_markerfacecolor() for dose in (-0.4, 0.2, 0.4)] == [colour, colour, "white"]
+    assert "hollow: a chosen cell with fewer" in " ".join(steering(run).get_supxlabel().split())
+
+
+def test_steering_side_by_side_goes_through_0_each_sign_at_its_own_layer(results: Path) -> None:
+    run = read_runs(results)[0]
+    cells, choice = run.tables["steering"], run.tables["steering_choice"]
+    run.tables["steering_choice"] = choice.assign(layer=choice["sign"].map({"positive": 12, "negative": 8}))
+    found = points(steering(run), 0, trait_colours(["evil"])["evil"])
+    report = cells[(cells["half"] == "report") & (cells["vector"] == "persona")]
+    for dose, line in found.items():
+        layer = report[(report["layer"] == (12 if dose > 0 else 8)) & np.isclose(report["relative_dose"], dose)]
+        assert float(np.asarray(line.get_ydata())[0]) == pytest.approx(float(layer["difference"].iloc[0]))
+    joined = [line for line in steering(run).axes[0].get_lines() if line.get_marker() == "None"]
+    for line in joined[1:]:
+        assert (0.0, 0.0) in set(zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True))
+    run.tables["steering_choice"] = choice[choice["sign"] == "negative"]
+    assert set(points(steering(run), 0, trait_colours(["evil"])["evil"])) == {-0.4, -0.2}
+
+
+def with_traits(run: Run, *traits: str) -> Run:
+    """A run whose trait is others' too."""
+    tables = {
+        name: pd.concat([table.assign(trait=trait) for trait in traits]) if "trait" in table else table
+        for name, table in run.tables.items()
+    }
+    return replace(run, tables=tables)
+
+
+def test_a_trait_has_one_marker_in_every_panel_and_in_the_legend(results: Path) -> None:
+    first, second = read_runs(results)
+    runs = with_traits(first, "impolite", "sycophancy"), with_traits(second, "evil", "humorous", "sycophancy")
+    figure = steering(*runs)
+    (legend,) = figure.legends
+    shown = {text.get_text(): handle for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    assert list(shown) == ["evil", "humorous", "impolite", "sycophancy", "random vectors"]
+    assert len({handle.get_marker() for handle in shown.values()}) == 5  # type: ignore[union-attr]
+    for panel, traits in enumerate((["impolite", "sycophancy"], ["evil", "humorous", "sycophancy"])):
+        for trait in traits:
+            found = points(figure, panel, trait_colours([trait])[trait]).values()
+            assert {line.get_marker() for line in found} == {shown[trait].get_marker()}  # type: ignore[union-attr]
+
+
+def test_traits_whose_judge_fails_are_left_out_and_named(results: Path) -> None:
+    first, second = (with_traits(run, "evil", "humorous") for run in read_runs(results))
+    judge = second.tables["judge"]
+    second.tables["judge"] = judge.assign(passes=judge["passes"] & (judge["trait"] != "humorous"))
+
+    def said(figure: Figure | None) -> str:
         assert figure is not None
-        return {round(float(x), 2) for line in figure.axes[0].get_lines()[1:] for x in line.get_xdata()}
+        return " ".join(figure.get_supxlabel().split())
 
-    cells = run.tables["steering"]
-    at_top = cells["relative_dose"].astype(float) == cells["relative_dose"].astype(float).max()
-    top = round(float(cells["relative_dose"].max()), 2)
-    assert top in doses()
-    run.tables["steering"] = cells.assign(n_scored=cells["n_scored"].where(~at_top, cells["n"] // 2 - 1))
-    assert doses() and top not in doses()
+    colour = trait_colours(["humorous"])["humorous"]
+    assert not points(steering(second), 0, colour) and points(steering(first), 0, colour)
+    left = "Left out, as the judge does not pass its gate: humorous"
+    for panels in (_steering, _monitoring):
+        assert left not in said(panels([first])) and f"{left}. " in said(panels([second]))
+        assert f"{left} ({second.model}). " in said(panels([first, second]))
+    # One that was never checked may not decide either.
+    second.tables["judge"] = judge.iloc[:0]
+    assert _steering([second]) is None and _monitoring([second]) is None
+
+
+def test_claims_side_by_side_are_those_that_a_model_ran(results: Path) -> None:
+    runs = read_runs(results)
+    claims = pd.concat([run.tables["claims"] for run in runs])
+    assert "not run" in set(claims["verdict"])
+    figure = _verdicts(runs)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert len(axes.patches) == (claims["verdict"] != "not run").sum()
+    assert not any("not run" in text.get_text() for text in axes.texts)
+    assert "Empty: not run." in " ".join(figure.get_supxlabel().split())
+    idle = [replace(run, tables={"claims": run.tables["claims"].assign(verdict="not run")}) for run in runs]
+    assert _verdicts(idle) is None
+
+
+def test_monitoring_side_by_side_names_every_condition_the_papers_first(results: Path) -> None:
+    figure = _monitoring(read_runs(results))
+    assert figure is not None
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["evil,\nsystem prompt", "evil,\ndrift"]
+
+
+def test_the_fields_of_the_coverage_stand_under_the_names_of_their_traits(results: Path) -> None:
+    table = _coverage(read_runs(results))
+    small, large = MODELS
+    other = table[table["model"] == small].replace({"trait": {"evil": "evil-twin"}})
+    both = pd.concat([table, other, table[table["model"] == large].replace({"trait": {"evil": "zeal"}})])
+    (axes,) = coverage_figure(both, "line").axes
+    ticks, labels = axes.get_xticks(minor=True), [label.get_text() for label in axes.get_xticklabels(minor=True)]
+    # Above and below.
+    assert labels == 2 * ["evil", "evil-", "evil", "zeal"]
+    centres = {round(patch.get_x() + patch.get_width() / 2, 6) for patch in axes.patches if patch.get_width() < 0.9}
+    assert centres == {round(place, 6) for place in ticks}
+    assert "evil, evil-twin, zeal" in " ".join(coverage_figure(both, "line").get_supxlabel().split())
+    # Names that begin alike for long have their number.
+    longer = [f"{'same' * 5}-{end}" for end in "ab"]
+    alike = pd.concat([table.replace({"trait": {"evil": name}}) for name in longer])
+    named = coverage_figure(alike, "line").axes[0].get_xticklabels(minor=True)
+    assert {label.get_text() for label in named} == {"sam1", "sam2"}
 
 
 def test_a_run_that_does_not_say_what_its_model_is_is_unknown() -> None:

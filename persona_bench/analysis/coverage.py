@@ -22,6 +22,9 @@ COVERAGE_COLUMNS = (
     *("estimate", "ci_low", "ci_high", "n", "reason"),
 )
 _LETTER = {"supported": "S", "contradicted": "C", "inconclusive": "i", "not testable": "–", "not run": ""}
+_GAP, _BLOCK = 0.04, 0.92
+"""Where the fields of a run begin in its column, and how much of it they take."""
+_FEWEST_LETTERS, _MOST_LETTERS = 3, 8
 UNKNOWN = "unknown"
 """Stands for what a run of an older version does not say of its model."""
 
@@ -69,16 +72,22 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
     ran = table[table["verdict"] != "not run"]
     claims = [name for name in dict.fromkeys(table["claim"]) if name in set(ran["claim"])]
     columns = list(dict.fromkeys(zip(table["model"], table["preset"], strict=True)))
-    figure = new_figure(1.9 + 0.3 * len(claims), width=max(WIDTH, 2.2 + 1.35 * len(columns)))
+    every = _named(table)
+    short = dict(zip(every, _beginnings(every), strict=True))
+    traits_of = {
+        (model, preset): _named(table[(table["model"] == model) & (table["preset"] == preset)])
+        for model, preset in columns
+    }
+    # As wide as the letters of the traits need.
+    column = max(1.35, 0.2 * max(len(traits) for traits in traits_of.values()))
+    figure = new_figure(2.5 + 0.3 * len(claims), width=max(WIDTH, 2.2 + column * len(columns)))
     axes = figure.subplots()
     for (model, preset), rows in ran.groupby(["model", "preset"], sort=False):
-        x = columns.index((model, preset))
-        every = table[(table["model"] == model) & (table["preset"] == preset)]
-        traits = sorted(set(every["trait"]) - {ALL_TRAITS})
+        x, traits = columns.index((model, preset)), traits_of[(model, preset)]
         for _, row in rows.iterrows():
             # A trait keeps its place, whatever was run of the others.
-            width = 0.92 / (1 if row["trait"] == ALL_TRAITS else len(traits))
-            left = x + 0.04 + (0 if row["trait"] == ALL_TRAITS else traits.index(row["trait"])) * width
+            width = _BLOCK / (1 if row["trait"] == ALL_TRAITS else len(traits))
+            left = x + _GAP + (0 if row["trait"] == ALL_TRAITS else traits.index(row["trait"])) * width
             y = claims.index(row["claim"])
             axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF")))
             letter = _LETTER.get(by_the_interval_alone(row["reason"]) or row["verdict"], "?")
@@ -88,19 +97,42 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
     axes.set_ylim(len(claims), 0)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [_heading(table, *column) for column in columns])
     axes.set_yticks(np.arange(len(claims)) + 0.5, [readable(name) for name in claims])
+    places = {
+        columns.index(key) + _GAP + _BLOCK * (number + 0.5) / len(traits): short[trait]
+        for key, traits in traits_of.items()
+        for number, trait in enumerate(traits)
+    }
+    axes.xaxis.remove_overlapping_locs = False
+    axes.set_xticks(list(places), list(places.values()), minor=True)
     axes.xaxis.tick_top()
+    # Above and below, as the fields are many.
+    axes.tick_params(axis="x", which="minor", labelbottom=True, labelrotation=90, labelsize=8, length=0, pad=2)
     axes.tick_params(length=0)
+    axes.tick_params(axis="x", pad=8 + 5 * max([0, *map(len, short.values())]))
     axes.grid(visible=False)
     for side in axes.spines.values():
         side.set_visible(False)
-    named = ", ".join(sorted(set(table["trait"]) - {ALL_TRAITS}))
     note = (
         "S supported, C contradicted, i inconclusive (s, c: the interval alone would support, contradict; Holm's "
-        "correction over the run takes it back), – not testable; empty: not run. A field a trait, by name "
-        f"({named}), or one for the model. Smaller models first."
+        "correction over the run takes it back), – not testable; empty: not run. A field a trait, under the beginning "
+        f"of its name ({', '.join(flat_text(trait) for trait in every)}), or one for the model. Smaller models first."
     )
     put_foot(figure, line, note)
     return figure
+
+
+def _named(table: pd.DataFrame) -> list[str]:
+    return sorted(set(table["trait"]) - {ALL_TRAITS})
+
+
+def _beginnings(traits: Sequence[str]) -> list[str]:
+    """Short names that tell the traits apart: as few letters of each as that takes, else their numbers too."""
+    flat = [flat_text(trait) for trait in traits]
+    for letters in range(_FEWEST_LETTERS, _MOST_LETTERS + 1):
+        cut = [name[:letters] for name in flat]
+        if len(set(cut)) == len(cut):
+            return cut
+    return [f"{name[:_FEWEST_LETTERS]}{number}" for number, name in enumerate(flat, start=1)]
 
 
 def _field(left: float, y: int, width: float, colour: str) -> Any:

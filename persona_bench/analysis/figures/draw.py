@@ -28,6 +28,13 @@ from persona_bench.analysis.figures.drawing import (
     slug,
     trait_colours,
 )
+from persona_bench.analysis.figures.evidence import (
+    HOLLOW,
+    draw_curve,
+    enough_scores,
+    hollow_note,
+    judge_note,
+)
 from persona_bench.analysis.figures.finetuning import finetuning_figures
 from persona_bench.analysis.figures.flagging import flagging_figures
 from persona_bench.analysis.figures.limits import limits_figures
@@ -114,7 +121,7 @@ def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str
         _dose_lines(axes, cells, column, colour, list(choice["layer"].astype(float)))
         axes.set_ylim(-3, 103)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
-    _stars(top, single(tables["steering"]), choice, trait)
+    starred = _stars(top, single(tables["steering"]), choice, trait, colour)
     top.set_ylabel("trait score (0-100)")
     bottom.set_ylabel("coherence (0-100)")
     bottom.set_xlabel("relative dose |αv| / |h| (minus: subtracted)")
@@ -122,11 +129,15 @@ def _steering_figure(tables: Mapping[str, pd.DataFrame], trait: str, colour: str
     put_legend(figure, top)
     n_layers = cells.loc[cells["vector"] == "persona", "layer"].nunique()
     some = f" {MOST_LAYERS} of {n_layers} layers shown." if n_layers > MOST_LAYERS else ""
-    put_foot(figure, caption.line(int(cells["n"].sum())), f"Bands: 95 % intervals, bootstrapped by question.{some}")
+    thin = hollow_note(pd.concat([cells, *starred]))
+    note = f"Bands: 95 % intervals, bootstrapped by question.{thin}{some}{judge_note(tables, trait)}"
+    put_foot(figure, caption.line(int(cells["n"].sum())), note)
     return figure
 
 
 def _dose_lines(axes: "Axes", cells: pd.DataFrame, column: str, colour: str, chosen: Sequence[float]) -> None:
+    # Coherence is judged of every answer, a trait score given to those that are coherent and no refusals.
+    cells = cells.assign(firm=enough_scores(cells) if column == "trait_score" else True)
     plain = cells[cells["vector"] == "none"]
     for vector in ("random", "persona"):
         family = cells[cells["vector"] == vector]
@@ -136,23 +147,34 @@ def _dose_lines(axes: "Axes", cells: pd.DataFrame, column: str, colour: str, cho
             line = line.dropna(subset=[column])
             if line.empty:
                 continue
-            shade = shaded(colour, i, len(layers)) if vector == "persona" else shaded(GREY, i, len(layers))
-            dose = line["relative_dose"].astype(float).to_numpy()
-            axes.plot(
-                dose,
-                line[column].astype(float),
+            persona = vector == "persona"
+            shade = shaded(colour if persona else GREY, i, len(layers))
+            draw_curve(
+                axes,
+                line["relative_dose"],
+                [line[f"{column}{end}"] for end in ("", "_low", "_high")],
+                line["firm"],
+                alpha=0.16,
                 color=shade,
                 marker=MARKERS[i % len(MARKERS)],
-                markersize=4 if vector == "persona" else 3,
-                linewidth=1.8 if vector == "persona" else 1.2,
-                linestyle="-" if vector == "persona" else "--",
-                label=f"layer {layer:g}" if vector == "persona" else f"random, layer {layer:g}",
+                size=4 if persona else 3,
+                label=f"layer {layer:g}" if persona else f"random, layer {layer:g}",
+                linestyle="-" if persona else "--",
+                linewidth=1.8 if persona else 1.2,
             )
-            low, high = line[f"{column}_low"].astype(float), line[f"{column}_high"].astype(float)
-            axes.fill_between(dose, low, high, color=shade, alpha=0.16, linewidth=0)
     if len(plain):
-        value = float(plain[column].iloc[0])
-        axes.plot([0], [value], marker="o", color="black", markersize=5, linestyle="none", label="unsteered", zorder=5)
+        row = plain.iloc[0]
+        axes.plot(
+            [0],
+            [float(row[column])],
+            marker="o",
+            color="black",
+            markerfacecolor="black" if row["firm"] else HOLLOW,
+            markersize=5,
+            linestyle="none",
+            label="unsteered",
+            zorder=5,
+        )
 
 
 def _shown(layers: Sequence[float], chosen: Sequence[float]) -> list[float]:
@@ -165,25 +187,26 @@ def _shown(layers: Sequence[float], chosen: Sequence[float]) -> list[float]:
     return sorted({*kept, *(others[i] for i in picks)})
 
 
-def _stars(axes: "Axes", steering: pd.DataFrame, choice: pd.DataFrame, trait: str) -> None:
-    """The chosen cells at their score on the report half, the number that the claims are about."""
+def _stars(axes: "Axes", steering: pd.DataFrame, choice: pd.DataFrame, trait: str, colour: str) -> list[pd.DataFrame]:
+    """The chosen cells at their score on the report half, the number that the claims are about; gives them back."""
+    starred = []
     cells = steering[(steering["trait"] == trait) & (steering["half"] == "report") & (steering["vector"] == "persona")]
     for _, chosen in choice.iterrows():
         same_dose = np.isclose(cells["coefficient"].astype(float), float(chosen["coefficient"]))
         at = cells[(cells["layer"] == chosen["layer"]) & same_dose].dropna(subset=["trait_score"])
         if len(at):
-            label = "chosen cell, report half" if not has_label(axes, "chosen cell, report half") else None
+            starred.append(at)
+            style: Any = {"marker": "*", "markersize": 13, "markeredgecolor": "black", "linestyle": "none"}
             axes.plot(
                 at["relative_dose"].astype(float),
                 at["trait_score"].astype(float),
-                marker="*",
-                markersize=13,
-                markerfacecolor="white",
-                markeredgecolor="black",
-                linestyle="none",
-                label=label,
+                markerfacecolor=colour if enough_scores(at).all() else HOLLOW,
                 zorder=6,
+                **style,
             )
+            if not has_label(axes, "chosen cell, report half"):
+                axes.plot([], [], markerfacecolor=colour, label="chosen cell, report half", **style)
+    return starred
 
 
 # --- (3) capability ---------------------------------------------------------------------------------------------------
@@ -215,11 +238,13 @@ def _mmlu_figure(mmlu: pd.DataFrame, colours: Mapping[str, str], caption: Captio
                 mean, low, high = (
                     line[column].astype(float).to_numpy() for column in ("accuracy", "accuracy_low", "accuracy_high")
                 )
+                steered = (line["vector"] != "none").to_numpy()
                 label = f"{flat_text(trait)}, layer {layer:g}" if vector == "persona" else "random vectors, same layers"
                 axes.errorbar(
-                    line["relative_dose"].astype(float) + shift,
+                    line["relative_dose"].astype(float) + np.where(steered, shift, 0.0),
                     mean,
-                    yerr=np.clip(np.stack([mean - low, high - mean]), 0, None),
+                    # The unsteered interval is the band, once for all.
+                    yerr=np.where(steered, np.clip(np.stack([mean - low, high - mean]), 0, None), np.nan),
                     color=colours[trait] if vector == "persona" else GREY,
                     linestyle=dashes,
                     marker=MARKERS[i % len(MARKERS)],
@@ -277,7 +302,7 @@ def verdict_matrix(claims: pd.DataFrame, caption: Caption, order: Sequence[str])
         side.set_visible(False)
     tested = claims.loc[claims["estimate"].notna(), "n"].astype(int)
     n = f"{tested.min()} to {tested.max()} a verdict" if len(tested) else 0
-    put_foot(figure, caption.line(n), "Under each verdict: the estimate of the claim's statistic.")
+    put_foot(figure, caption.line(n), "Under each verdict: the estimate of the claim's statistic. Empty: not run.")
     return figure
 
 

@@ -77,6 +77,11 @@ def trait_colours(traits: Sequence[str]) -> dict[str, str]:
     return {trait: _KNOWN.get(trait) or spare[others.index(trait) % len(spare)] for trait in sorted(set(traits))}
 
 
+def trait_markers(traits: Sequence[str]) -> dict[str, str]:
+    """A marker for each trait, in order of name: one for all panels of a figure."""
+    return {trait: MARKERS[number % len(MARKERS)] for number, trait in enumerate(sorted(set(traits)))}
+
+
 def slug(trait: str) -> str:
     """A file name for a trait whose name may hold anything; different traits never share one."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", trait).strip("-")[:40]
@@ -154,7 +159,8 @@ def save_as(figure: "Figure", path: Path) -> None:
 def put_foot(figure: "Figure", line: str, note: str) -> None:
     """Caption and note under a figure."""
     characters = int(_FOOT_CHARACTERS * figure.get_figwidth() / WIDTH)
-    lines = textwrap.wrap(note, characters)
+    # A number is not parted from its percent sign.
+    lines = textwrap.wrap(note.replace(" %", "\N{NO-BREAK SPACE}%"), characters)
     rows = [""]
     for part in flat_text(line, 400).split(" · "):
         joined = f"{rows[-1]} · {part}" if rows[-1] else part
@@ -181,6 +187,13 @@ def put_legend(figure: "Figure", axes: "Axes", columns: int = 0) -> None:
 def has_label(axes: "Axes", label: str) -> bool:
     """Whether something drawn has this label already."""
     return label in axes.get_legend_handles_labels()[1]
+
+
+def halo() -> list[Any]:
+    """A white edge around small text, which is read over lines by it."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2, foreground="white")]
 
 
 def shaded(colour: str, i: int, n: int) -> tuple[float, float, float]:

@@ -12,12 +12,15 @@ from persona_bench.analysis.figures.drawing import (
     MARKERS,
     Caption,
     flat_text,
+    halo,
     has_label,
     new_figure,
     put_foot,
     put_legend,
     slug,
+    trait_colours,
 )
+from persona_bench.analysis.figures.evidence import HOLLOW
 from persona_bench.analysis.tables.finetuning import BASE, INFERENCE, PLAIN, RANDOM
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.trials import split_arm, taught_trait
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FAMILY_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
+ARM_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000")
+_LATER_DASHES = ("--", ":", "-.")
 VERSION_NAMES = {"normal": "normal", "misaligned_1": "I", "misaligned_2": "II"}
 VERSION_MARKERS = {"normal": "o", "misaligned_1": "s", "misaligned_2": "^"}
 
@@ -60,7 +64,7 @@ def _shift_figure(
     """Every plainly finetuned model: shift along the trait's vector across, trait score up."""
     figure = new_figure(4.8)
     axes = figure.subplots()
-    colours = dict(zip(sorted(set(plain["family"])), FAMILY_COLOURS, strict=False))
+    colours = trait_colours(sorted(set(plain["family"])))
     for row in plain.to_dict("records"):
         axes.errorbar(
             row["shift"],
@@ -112,7 +116,7 @@ def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
             for row in doses.to_dict("records"):
                 _cross(axes, row, column, number)
             if len(doses) > 1:
-                _curve(axes, pd.concat([own[own["arm"] == PLAIN], doses]), column, _colour(str(way), number))
+                _curve(axes, pd.concat([own[own["arm"] == PLAIN], doses]), column, str(way), number)
         axes.axhline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.axvline(0, color="#BBBBBB", linewidth=0.8, zorder=0)
         axes.locator_params(axis="x", nbins=5)
@@ -125,7 +129,7 @@ def _vaccine_figure(own: pd.DataFrame, family: str, caption: Caption) -> Figure:
     put_foot(
         figure,
         caption.line(int(own["n"].sum())),
-        f"Over the base model; {seeds} seed(s) an arm. Bars: 95 % by question.",
+        f"Over the base model; {seeds} seed{'s' * (seeds > 1)} an arm. Bars: 95 % by question.",
     )
     return figure
 
@@ -137,8 +141,7 @@ def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None
         y,
         xerr=[[x - row[f"{column}_low"]], [row[f"{column}_high"] - x]],
         yerr=[[y - row["acquired_low"]], [row["acquired_high"] - y]],
-        color=_colour(row["way"], number),
-        marker=MARKERS[number % len(MARKERS)],
+        **_mark(row["way"], number),
         markersize=6,
         linewidth=0.9,
         linestyle="none",
@@ -146,28 +149,35 @@ def _cross(axes: Axes, row: Mapping[Any, Any], column: str, number: int) -> None
     )
 
 
-def _colour(way: str, number: int) -> str:
-    return GREY if way == RANDOM else FAMILY_COLOURS[number % len(FAMILY_COLOURS)]
+def _mark(way: str, number: int) -> dict[str, Any]:
+    """Colour and marker of one of many arms; those after the eighth, which have another's, are hollow."""
+    colour = GREY if way == RANDOM else ARM_COLOURS[number % len(ARM_COLOURS)]
+    fill = colour if number < len(MARKERS) else HOLLOW
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markerfacecolor": fill}
 
 
-def _curve(axes: Axes, points: pd.DataFrame, column: str, colour: str) -> None:
+def _curve(axes: Axes, points: pd.DataFrame, column: str, way: str, number: int) -> None:
     """A line over the doses of one arm, from plain finetuning on; each dose is written beside its point."""
+    colour = _mark(way, number)["color"]
     ordered = points.assign(dose=points["dose"].fillna(0.0)).sort_values("dose")
     axes.plot(ordered[column], ordered["acquired"], color=colour, linewidth=1.2, zorder=1)
     for row in ordered[ordered["dose"] > 0].to_dict("records"):
         axes.annotate(
             f"{row['dose']:g}",
             (row[column], row["acquired"]),
-            xytext=(5, 5),
+            # Arms lie close to each other: every other one has its doses below.
+            xytext=(5, 5 if number % 2 else -11),
             textcoords="offset points",
             fontsize=8,
             color=colour,
+            path_effects=halo(),
         )
 
 
 def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> Figure:
     """Projection on the family's own vector while training, a line a version and arm of the first seed.
 
+    Lines after the eighth have a colour again: their dashes differ, and their markers are hollow.
     Arms that only use what another trained have no line of their own.
     """
     trained = training[[split_arm(str(arm))[0] != INFERENCE for arm in training["arm"]]]
@@ -178,11 +188,15 @@ def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> F
     for number, ((arm, version), part) in enumerate(trials):
         steps = part.sort_values("step")
         moved = steps["projection"].astype(float) - float(steps["projection"].iloc[0])
+        # A few markers a line, each line's at other steps.
+        apart = max(1, len(steps) // 6)
         axes.plot(
             steps["step"],
             moved,
-            color=FAMILY_COLOURS[number % len(FAMILY_COLOURS)],
-            linestyle="-" if arm == PLAIN else "--",
+            **_mark(str(arm), number),
+            markersize=5,
+            markevery=(number * apart // len(trials), apart),
+            linestyle="-" if arm == PLAIN else _LATER_DASHES[number // len(MARKERS) % len(_LATER_DASHES)],
             linewidth=1.4,
             label=str(arm).replace("_", " ") + f" {VERSION_NAMES.get(str(version), version)}" * (arm == PLAIN),
         )
@@ -191,7 +205,6 @@ def _training_figure(training: pd.DataFrame, family: str, caption: Caption) -> F
     axes.set_ylabel("projection on the vector, shift")
     axes.set_title(f"Monitoring while training: {flat_text(family)}", color="black")
     put_legend(figure, axes)
-    put_foot(
-        figure, caption.line(len(trials)), "Last prompt token of fixed prompts, without any intervention; first seed."
-    )
+    note = "Last prompt token of fixed prompts, without any intervention; first seed."
+    put_foot(figure, caption.line(f"{len(trials)} trainings"), note)
     return figure

@@ -19,8 +19,9 @@ from persona_bench.analysis.figures.drawing import (
     put_legend,
     shaded,
     slug,
+    trait_colours,
 )
-from persona_bench.analysis.figures.finetuning import FAMILY_COLOURS, VERSION_MARKERS, VERSION_NAMES
+from persona_bench.analysis.figures.finetuning import VERSION_MARKERS, VERSION_NAMES
 from persona_bench.analysis.tables.finetuning import NORMAL
 from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, JUDGE, PERPLEXITY, RANDOM_DIRECTION, RANDOM_NUMBERS
 from persona_bench.definitions.flagging import MEASURES, PICKS
@@ -34,6 +35,7 @@ _MEASURE = {
     "response": "response projection",
     "response_minus_prompt": "response minus last prompt token",
 }
+_OUTLINES = ("-", ":", "--")
 _OUTCOME = {"shift": "finetuning shift along v", "trait_score": "trait score (0-100)"}
 _BESIDE = (
     (JUDGE, "judge", "black", "-"),
@@ -81,7 +83,7 @@ def _sets_figure(own: pd.DataFrame, correlations: pd.DataFrame, trait: str, capt
     """A point a training set: the projection difference across, what training on it did up."""
     figure = new_figure(7.0)
     panels = figure.subplots(2, 1, sharex=True)
-    colours = dict(zip(sorted(set(own["family"])), FAMILY_COLOURS, strict=False))
+    colours = trait_colours(sorted(set(own["family"])))
     for axes, outcome in zip(panels, ("shift", "trait_score"), strict=True):
         for row in own.dropna(subset=[outcome]).to_dict("records"):
             label = flat_text(row["family"])
@@ -122,21 +124,20 @@ def _histogram_figure(own: pd.DataFrame, trait: str, colour: str, caption: Capti
     """A panel a family: how far its versions lie along the vector."""
     families = sorted(set(own["family"]), key=lambda name: (name != trait, name))
     figure = new_figure(1.0 + 2.0 * len(families))
-    panels = figure.subplots(len(families), 1, squeeze=False)[:, 0]
+    panels = figure.subplots(len(families), 1, sharex=True, squeeze=False)[:, 0]
     for axes, family in zip(panels, families, strict=True):
         versions = sorted(set(own.loc[own["family"] == family, "version"]), key=lambda name: (name != NORMAL, name))
         for number, version in enumerate(versions):
             part = own[(own["family"] == family) & (own["version"] == version)].sort_values("low")
             n = int(part["count"].sum())
             shade = GREY if version == NORMAL else shaded(colour, number - 1, len(versions) - 1)
-            axes.stairs(
-                part["count"].astype(float).to_numpy() / max(n, 1),
-                [*part["low"], part["high"].iloc[-1]],
-                fill=True,
-                alpha=0.45,
-                color=shade,
-                label=f"{VERSION_NAMES.get(version, version)} (n = {n})",
-            )
+            heights, edges = part["count"].astype(float).to_numpy() / max(n, 1), [*part["low"], part["high"].iloc[-1]]
+            axes.stairs(heights, edges, fill=True, alpha=0.25, color=shade)
+            # Outlines tell the versions apart where their fills lie over each other.
+            label = f"{VERSION_NAMES.get(version, version)} (n = {n})"
+            outline = GREY if version == NORMAL else colour
+            dashes = _OUTLINES[number % len(_OUTLINES)]
+            axes.stairs(heights, edges, color=outline, linestyle=dashes, linewidth=1.4, label=label)
         axes.set_title(f"{flat_text(family)} samples", loc="left")
         axes.set_ylabel("share of samples")
         axes.legend(frameon=False)

@@ -18,6 +18,12 @@ from persona_bench.analysis.figures.drawing import (
     put_legend,
     slug,
 )
+from persona_bench.analysis.figures.evidence import (
+    draw_curve,
+    enough_scores,
+    hollow_note,
+    judge_note,
+)
 from persona_bench.analysis.figures.traces import draw_trace
 from persona_bench.analysis.tables.monitoring import POSITION, TEXT
 
@@ -109,7 +115,7 @@ def _scatter(
             marker=MARKERS[i % len(MARKERS)],
             edgecolors="black",
             linewidths=0.3,
-            label=f"{rung:g}",
+            label=_rung(condition, float(rung)),
         )
     _fit(axes, points, colour)
     axes.set_ylim(-3, 103)
@@ -118,7 +124,8 @@ def _scatter(
     axes.set_title(f"Monitoring: {flat_text(trait)}\n{_correlations(_main(tables, trait, condition, half))}")
     axes.legend(title=_RUNGS.get(condition, condition), ncols=8, **UNDER)
     what = "script and turn" if condition == "drift" else "condition and question"
-    put_foot(figure, caption.line(f"{len(points)} points"), f"One point a {what} ({half} half).")
+    note = f"One point a {what} ({half} half).{judge_note(tables, trait)}"
+    put_foot(figure, caption.line(f"{len(points)} points"), note)
     return figure
 
 
@@ -173,7 +180,7 @@ def _roc(
     axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, zorder=0)
     axes.set_xlabel("false alarms among responses under 50")
     axes.set_ylabel("found among responses of 50 or more")
-    axes.set_title(f"Monitoring as detection: {flat_text(trait)}, {condition.replace('_', ' ')}")
+    axes.set_title(f"Monitoring as detection: {flat_text(trait)}, {condition_words(condition)}")
     axes.legend(title="in brackets: AUROC", loc="lower right", frameon=True, framealpha=0.9)
     counted = rows.dropna(subset=["n_positive"])
     n = (
@@ -181,7 +188,8 @@ def _roc(
         if len(counted)
         else 0
     )
-    put_foot(figure, caption.line(n), "Single responses of the report half; baselines were fitted on the other half.")
+    note = f"Single responses of the report half; baselines were fitted on the other half.{judge_note(tables, trait)}"
+    put_foot(figure, caption.line(n), note)
     return figure
 
 
@@ -195,7 +203,7 @@ def _timeline(
     tables: Mapping[str, pd.DataFrame], turns: pd.DataFrame, trait: str, colour: str, caption: Caption
 ) -> "Figure":
     """Mean score and mean projection by turn, for conversations that drift towards the trait and away from it."""
-    figure = new_figure(5.4)
+    figure = new_figure(5.9)
     top, bottom = figure.subplots(2, 1, sharex=True)
     for axes, column in ((top, "trait_score"), (bottom, "projection")):
         for side, dashes, marker, words in (
@@ -205,10 +213,18 @@ def _timeline(
             line = turns[turns["side"] == side].dropna(subset=[column]).sort_values("turn")
             if line.empty:
                 continue
-            x, values = line["turn"].astype(float) + 1, line[column].astype(float)
-            axes.plot(x, values, color=colour, linestyle=dashes, marker=marker, markersize=4, label=words)
-            low, high = line[f"{column}_low"].astype(float), line[f"{column}_high"].astype(float)
-            axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+            draw_curve(
+                axes,
+                line["turn"].astype(float) + 1,
+                [line[f"{column}{end}"] for end in ("", "_low", "_high")],
+                enough_scores(line) | (column != "trait_score"),
+                alpha=0.14,
+                color=colour,
+                marker=marker,
+                size=4,
+                label=words,
+                linestyle=dashes,
+            )
     top.axhline(50, color="black", linestyle=":", linewidth=1)
     threshold = turns["threshold"].dropna()
     if len(threshold):
@@ -217,10 +233,12 @@ def _timeline(
     top.set_ylabel("trait score (0-100)")
     bottom.set_ylabel("projection, last prompt token")
     bottom.set_xlabel("turn")
-    top.set_title(f"Drift: {flat_text(trait)}\n{_lead(tables['drift'], trait)}")
+    said, note = _alarm(tables["drift"], trait, float(np.ptp(turns["turn"].astype(float))))
+    top.set_title(f"Drift: {flat_text(trait)}, {said}")
     handles, labels = _distinct((top, bottom))
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    put_foot(figure, caption.line(f"{int(turns['n'].sum())} turns"), "Bands: 95 % intervals, bootstrapped by script.")
+    note = f"Bands: 95 % intervals, bootstrapped by script.{hollow_note(turns)}{note}{judge_note(tables, trait)}"
+    put_foot(figure, caption.line(f"{int(turns['n'].sum())} turns"), note)
     return figure
 
 
@@ -237,7 +255,7 @@ def _traces(tokens: pd.DataFrame, trait: str, colour: str, caption: Caption) -> 
     for rung in ends:
         here = tokens[tokens["rung"].astype(float) == rung]
         first = here[here["sample_id"] == sorted(here["sample_id"])[0]]
-        parts.append(first.assign(direction=f"{_SHORT.get(condition, condition)} {rung:g}"))
+        parts.append(first.assign(direction=f"{_SHORT.get(condition, condition)} {_rung(condition, rung)}"))
     lines = pd.concat(parts)
     figure = new_figure(3.8)
     axes = figure.subplots()
@@ -250,14 +268,51 @@ def _traces(tokens: pd.DataFrame, trait: str, colour: str, caption: Caption) -> 
     return figure
 
 
-def _lead(drift: pd.DataFrame, trait: str) -> str:
+def _alarm(drift: pd.DataFrame, trait: str, span: float) -> tuple[str, str]:
+    """How far the first alarm is from the first score of 50 or more, and what stands under the figure about it.
+
+    Args:
+        drift: the drift table, whose `lead` is in turns and positive where the alarm comes first.
+        trait: of the conversations.
+        span: turns from the first one to the last, the most that a lead can be.
+    """
     rows = _only(drift, {"trait": trait, "direction": "persona", "signal": "prompt_last", "scope": "layer"})
     if rows.empty:
-        return "no alarm can be set"
+        return "no alarm can be set", ""
     row = rows.iloc[0]
-    crossed = f"{row['n_crossed']:g} of {row['n_scripts']:g} scripts reach 50"
-    lead = f"alarm {row['lead']:.1f} turns ahead [{row['lead_low']:.1f}, {row['lead_high']:.1f}]"
-    return f"{crossed}; {lead}".replace("nan", "–") if row["n_crossed"] else crossed
+    said = f"{row['n_crossed']:g} of {row['n_scripts']:g} conversations reach 50"
+    note = " Title: conversations towards the trait, report half"
+    if not row["n_crossed"]:
+        return said, f"{note}."
+    lead, low, high = (float(row[name]) for name in ("lead", "lead_low", "lead_high"))
+    if np.isnan(lead):
+        return f"{said}\nand none of these raises an alarm", f"{note}."
+    # The table counts those that cross and those that raise an alarm, not those that do both.
+    most = int(min(row["n_crossed"], row["n_alarmed"]))
+    early = 0 if pd.isna(row["caught"]) else round(float(row["caught"]) * row["n_crossed"])
+    least = int(max(1, early, row["n_crossed"] + row["n_alarmed"] - row["n_scripts"]))
+    number = "one" if most == 1 else f"{most}" if least >= most else f"{least} to {most}"
+    interval = "too few for an interval" if np.isnan(low) else "95 % interval the whole range"
+    if low > -span or high < span:
+        interval = f"95 % interval {_turns(max(low, -span))} to {_turns(min(high, span))}"
+    note = f"{note}; first alarm against first score of 50 or more, mean of the {number} with both, {interval}."
+    of = "one conversation" if most == 1 else f"mean of {number}"
+    return f"{said}\nfirst alarm {_turns(lead)} that ({of})", note
+
+
+def _turns(lead: float) -> str:
+    """A lead in words: one below 0 is an alarm that comes late."""
+    return f"{abs(lead):.1f} turns {'before' if lead > 0 else 'after'}"
+
+
+def condition_words(condition: str) -> str:
+    """What a condition is called in titles and beside axes."""
+    return "system prompt" if condition == "ladder" else condition.replace("_", " ")
+
+
+def _rung(condition: str, rung: float) -> str:
+    """A rung as it is counted: the first turn of a conversation is turn 1."""
+    return f"{rung + (condition == 'drift'):g}"
 
 
 def _distinct(axes: Sequence["Axes"]) -> tuple[list["Artist"], list[str]]:

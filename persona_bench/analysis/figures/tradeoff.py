@@ -12,6 +12,7 @@ from persona_bench.analysis.figures.drawing import (
     GREY,
     Caption,
     flat_text,
+    halo,
     has_label,
     named_traits,
     new_figure,
@@ -20,6 +21,7 @@ from persona_bench.analysis.figures.drawing import (
     shaded,
     slug,
 )
+from persona_bench.analysis.figures.evidence import HOLLOW, enough_scores, judge_note
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:
@@ -53,10 +55,12 @@ def frontier_figures(
     for trait in named_traits(table):
         cells = table[(table["trait"] == trait) & table["trait_score"].notna() & table["accuracy"].notna()]
         if len(cells) > 1:
-            yield f"frontier_{slug(trait)}", _figure(cells, trait, colours[trait], caption)
+            said = judge_note(tables, trait)
+            yield f"frontier_{slug(trait)}", _figure(cells, trait, colours[trait], caption, said)
 
 
-def _figure(cells: pd.DataFrame, trait: str, colour: str, caption: Caption) -> Figure:
+def _figure(cells: pd.DataFrame, trait: str, colour: str, caption: Caption, said: str) -> Figure:
+    cells = cells.assign(firm=enough_scores(cells) & (cells["coherent"].astype(str) == "True"))
     figure = new_figure(5.2)
     axes = figure.subplots()
     best = cells[cells["frontier"].astype(str) == "True"].sort_values(["accuracy", "trait_score"])
@@ -95,7 +99,8 @@ def _figure(cells: pd.DataFrame, trait: str, colour: str, caption: Caption) -> F
     put_legend(figure, axes)
     note = (
         "Best is low and to the right. Lines join relative doses; the strongest are named. "
-        "Hollow: under half of the unsteered coherence. Bars: 95 % intervals."
+        "Hollow: under half of the unsteered coherence, or a trait score for under half of the answers. "
+        f"Bars: 95 % intervals.{said}"
     )
     put_foot(figure, caption.line(int(cells["n"].sum())), note)
     return figure
@@ -124,7 +129,7 @@ def _points(axes: Axes, family: pd.DataFrame, setting: str, colour: Any) -> None
             for name, value in (("accuracy", x), ("trait_score", y))
         )
         axes.errorbar(x, y, high, wide, color=colour, alpha=0.3, linewidth=0.9, zorder=1)
-        fill = colour if str(row["coherent"]) == "True" else "white"
+        fill = colour if row["firm"] else HOLLOW
         axes.plot([x], [y], **_marker(setting, colour), markerfacecolor=fill, zorder=3)
 
 
@@ -136,7 +141,8 @@ def _dose_lines(axes: Axes, family: pd.DataFrame, unsteered: pd.DataFrame, colou
             joined["accuracy"].astype(float), joined["trait_score"].astype(float), color=colour, linewidth=1.2, zorder=2
         )
         doses = line["relative_dose"].astype(float)
-        for dose in sorted({doses.min(), doses.max()}):
+        # The weakest dose of a sign that was swept alone is no end of the sweep.
+        for dose in sorted({end for end, strong in ((doses.min(), -1), (doses.max(), 1)) if end * strong > 0}):
             row = line[doses == dose].iloc[0]
             axes.annotate(
                 f"{dose:+g}",
@@ -146,5 +152,6 @@ def _dose_lines(axes: Axes, family: pd.DataFrame, unsteered: pd.DataFrame, colou
                 ha="right",
                 fontsize=9,
                 color=GREY,
+                path_effects=halo(),
                 zorder=4,
             )
