@@ -101,10 +101,11 @@ class Compared:
         """Tables, projections left out, in which clearly fewer estimates lie within than a repetition has."""
         some = self.estimates[~self.estimates["along_vector"].astype(bool)]
         sums = some.groupby("table")[["intervals", "within"]].sum()
-        share = (sums["within"] / sums["intervals"])[sums["intervals"] >= MIN_INTERVALS].sort_values()
-        return [
-            f"{name} ({value:.0%} of {sums.loc[name, 'intervals']})" for name, value in share.items() if value < SELDOM
-        ]
+        many = sums[sums["intervals"] >= MIN_INTERVALS]
+        shares = sorted(
+            (row["within"] / row["intervals"], str(name), row["intervals"]) for name, row in many.iterrows()
+        )
+        return [f"{name} ({share:.0%} of {n:.0f})" for share, name, n in shares if share < SELDOM]
 
     def _total(self, along_vector: bool) -> dict[str, int]:
         some = self.estimates[self.estimates["along_vector"].astype(bool) == along_vector]

@@ -72,14 +72,15 @@ def _cosines(run: Run, claim: Claim, trait: str) -> Finding:
     reason = f"cosines at layer {run.layers[trait]:g}: {seen}; beyond {least:.2f} counts"
     if ends.isna().any(axis=None):
         reason += f"; {_NO_INTERVAL}"
-    vectors = run.tables["vectors"].drop_duplicates("trait").set_index("trait")
-    named = [name for name in (trait, *pairs["other"]) if name in vectors.index]
-    behind = "; ".join(str(vectors.loc[name, "vector_id"]) for name in named)
-    weakest = ends["cosine"].idxmin()
-    found, low, high = float(ends.loc[weakest, "cosine"]), float(nearest[weakest]), float(farthest[weakest])
-    if ends.loc[weakest].isna().any():
+    vectors = run.tables["vectors"].drop_duplicates("trait")
+    ids = dict(zip(vectors["trait"], vectors["vector_id"].astype(str), strict=True))
+    behind = "; ".join(ids[name] for name in (trait, *pairs["other"]) if name in ids)
+    # By place, as rows of a table may share their labels.
+    place = int(ends["cosine"].to_numpy().argmin())
+    found, low, high = (float(part.to_numpy()[place]) for part in (ends["cosine"], nearest, farthest))
+    if ends.isna().to_numpy()[place].any():
         low = high = math.nan
-    n = int(vectors.loc[trait, "n_positive"] + vectors.loc[trait, "n_negative"])
+    n = int(vectors.loc[vectors["trait"] == trait, ["n_positive", "n_negative"]].to_numpy().sum())
     return Finding(verdict, reason, found, low, high, n, log=behind)
 
 
