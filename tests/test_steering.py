@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.engine import Engine
-from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
-from tests.builders import CONFIGS, tiny
-from tests.conftest import tiny_vector
+from tests.builders import CONFIGS, HEADS, SIZES, SPECIAL, tiny
+from tests.conftest import one_line, tiny_vector
 
 PROMPT = (5, 9, 17, 33, 2, 8)
 ANSWER = (11, 3, 77, 54)
@@ -87,6 +89,53 @@ def test_plain_pass_equals_transformers(kind: str) -> None:
     reference = reference_states(loaded, PROMPT + ANSWER)
     for layer in range(1, loaded.n_layers + 1):
         np.testing.assert_allclose(ours[:, layer], reference[layer][len(PROMPT) - 1 :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_logprobs_are_those_of_transformers(kind: str) -> None:
+    loaded = tiny(kind)
+    for parameter in loaded.model.parameters():
+        if parameter.shape == (4,):
+            torch.nn.init.normal_(parameter)  # GPT-OSS's sinks
+    (result,) = Engine(loaded).run([Row(PROMPT, ANSWER, alternatives=(7, 8))])
+    with plain(loaded) as model, torch.no_grad():
+        logits = model(torch.tensor([PROMPT + ANSWER]), use_cache=False).logits[0, len(PROMPT) - 1 :]
+    expected = torch.log_softmax(logits.float(), -1)
+    np.testing.assert_allclose(result.continuation_logprobs, expected[range(4), ANSWER], atol=2e-5)
+    np.testing.assert_allclose(result.alternative_logprobs, expected[-1, [7, 8]], atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_with_another_head_is_refused(dtype: torch.dtype) -> None:
+    model = tiny().model.to(dtype)
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 1.1
+        return output
+
+    model.forward = scaled
+    with pytest.raises(ModelError) as error:
+        prepare(model, None, name="odd", weights_hash="0" * 64)
+    one_line(error, "odd", "LlamaForCausalLM", "_finished")
+
+
+def test_a_model_whose_attention_takes_what_the_engine_does_not_know_is_refused() -> None:
+    model = tiny().model
+    inner = model.get_decoder().layers[1].self_attn.forward
+    model.get_decoder().layers[1].self_attn.forward = partial(inner, position_bias=torch.zeros(1))
+    with pytest.raises(ModelError) as error:
+        prepare(model, None, name="odd", weights_hash="0" * 64)
+    one_line(error, "LlamaAttention", "position_bias")
+
+
+def test_a_model_that_the_engine_cannot_run_is_refused_when_it_is_loaded() -> None:
+    config = transformers.Lfm2Config(**SIZES, **HEADS, **SPECIAL, layer_types=["conv", "full_attention"] * 2)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError) as error:
+        prepare(model, None, name="odd", weights_hash="0" * 64)
+    one_line(error, "odd", "Lfm2ForCausalLM")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox", "gpt2"])

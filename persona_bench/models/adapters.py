@@ -35,10 +35,10 @@ def own_copy(loaded: LoadedModel, longest: int = 0) -> Any:
     """
     bare = shallow_copy(loaded.model)
     model: Any = copy.deepcopy(bare, {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())})
-    # Fused attention has no place for a cap on the scores.
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    # Fused attention has no place for a cap on the scores, nor for sinks, whose models say that they do not support it.
+    plain = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) or not model._supports_sdpa
     short = loaded.device.type == "cpu" and 0 < longest <= SHORT
-    model.set_attn_implementation("eager" if capped or short else "sdpa")
+    model.set_attn_implementation("eager" if plain or short else "sdpa")
     return model
 
 

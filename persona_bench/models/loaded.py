@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persona_bench.errors import ModelError
-from persona_bench.models.attention import ATTENTION_NAME, register
+from persona_bench.errors import ModelError, first_line
+from persona_bench.models.attention import ATTENTION_NAME, SlotCache, register
 
 BLOCK_PATHS = (
     "model.layers",  # Llama, Qwen2/3, Gemma 2/3 text, Mistral, Phi-3, OLMo
@@ -21,6 +21,9 @@ BLOCK_PATHS = (
     "gpt_neox.layers",
     "transformer.h",  # GPT-2
 )
+
+ROUNDING, ROUNDING_16 = 2**-10, 2**-5
+"""Share of the largest logit by which a model's own may differ from ours, in float32 and in 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class LoadedModel:
         """Float32 logits `(rows, vocabulary)` for final hidden states `(rows, d_model)`."""
         wide = hidden if hidden.shape[0] > 1 else hidden.expand(2, -1)
         logits: Tensor = self.model.get_output_embeddings()(wide)[: hidden.shape[0]].float()
-        return self._capped(logits)
+        return self._finished(logits)
 
     def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Float32 logits of one token a row, `(rows,)`, for hidden states `(rows, d_model)` and token ids `(rows,)`.
@@ -78,12 +81,23 @@ class LoadedModel:
         logits = (hidden.float() * projection.weight[tokens].float()).sum(-1)
         if getattr(projection, "bias", None) is not None:
             logits = logits + projection.bias[tokens].float()
-        return self._capped(logits)
+        return self._finished(logits)
 
-    def _capped(self, logits: Tensor) -> Tensor:
-        """Gemma-2-style cap on the final logits, where the model has one."""
-        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+    def _finished(self, logits: Tensor) -> Tensor:
+        """What a model makes of its vocabulary projection: a factor (Cohere, Granite), a cap (Gemma), or nothing."""
+        config = self.model.config.get_text_config()
+        factor, softcap = _logit_factor(config), getattr(config, "final_logit_softcapping", None)
+        logits = logits if factor == 1 else logits * factor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _logit_factor(config: Any) -> float:
+    """What logits are multiplied by, as the modeling files of transformers 5.23 have it."""
+    scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    if scaling:
+        # One name for both: HyperCLOVA X multiplies by it, Granite and its like divide.
+        scale = scaling if config.model_type.startswith("hyperclovax") else 1 / scaling
+    return 1.0 if scale is None else float(scale)
 
 
 def find_blocks(model: Any) -> torch.nn.ModuleList:
@@ -118,7 +132,11 @@ def shallow_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source: str = "memory") -> LoadedModel:
-    """Wrap a transformers model that is in memory already; it must use the `persona_bench` attention."""
+    """Wrap a transformers model that is in memory already.
+
+    Raises:
+        ModelError: the engine cannot run it, or would not compute the distribution that the model does.
+    """
     register()
     model.set_attn_implementation(ATTENTION_NAME)
     model.eval().requires_grad_(False)
@@ -130,7 +148,7 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         eos.add(tokenizer.eos_token_id)
     parameter = next(model.parameters())
-    return LoadedModel(
+    loaded = LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
@@ -143,3 +161,39 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
         weights_hash=weights_hash,
         source=source,
     )
+    _check_distribution(loaded)
+    return loaded
+
+
+@torch.inference_mode()
+def _check_distribution(loaded: LoadedModel) -> None:
+    """Two tokens through the model's own forward pass, and through decoder and `head` as the engine takes them.
+
+    Raises:
+        ModelError: they cannot be run, or the logits differ by more than rounding.
+    """
+    kind = type(loaded.model).__name__
+    n_tokens = loaded.model.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[n_tokens // 3, n_tokens // 2]], device=loaded.device)  # of ordinary text, not special ones
+    found = []
+    try:
+        for module in (loaded.model, loaded.decoder):
+            cache = SlotCache(loaded.n_layers, 1, 2)
+            with cache.frame(0, [0], 2, loaded.device) as frame:
+                found.append(module(input_ids=ids, position_ids=frame.positions, past_key_values=cache, use_cache=True))
+        own, ours = found[0].logits[0].float(), loaded.head(found[1].last_hidden_state[0])
+    except ModelError:
+        raise
+    except Exception as error:
+        # What an architecture asks of its cache or attention, and does not get here, raises errors of many kinds.
+        raise ModelError(
+            f"{loaded.name} cannot be used: the engine does not run {kind} "
+            f"({type(error).__name__}: {first_line(error)}); use a model of another architecture"
+        ) from error
+    limit = own.abs().max() * (ROUNDING if loaded.dtype == torch.float32 else ROUNDING_16)
+    # Logits that are not finite are weights that do not fit their dtype, which the engine says of the rows it is given.
+    if own.isfinite().all() and not (own - ours).abs().max() <= limit:
+        raise ModelError(
+            f"{loaded.name} cannot be used: the logits of {kind} are not what the engine makes of its hidden states; "
+            "add what it does to them to LoadedModel._finished in persona_bench/models/loaded.py, or use another model"
+        )
