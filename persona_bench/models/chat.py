@@ -12,44 +12,52 @@ from persona_bench.errors import ModelError
 
 Message = Mapping[str, str]
 _ELSE = "\u2026?"
+THINKING = ("enable_thinking", "thinking")
+"""What templates call the switch of models that may think before they answer: of Qwen3, SmolLM3 and GLM; of Granite."""
 _MARK = "\ue000"  # of Unicode's private use area: no template asks for it, strips it or writes it
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+def prompt_ids(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
     """Token ids of a conversation, ending where the assistant's next words begin.
 
     The template writes any beginning-of-sequence token itself, so nothing is tokenised twice. A last assistant
     message is left open and continued. Templates without a system role get the system text in front of the first
     user message.
 
+    Args:
+        tokenizer: the model's.
+        messages: what was said.
+        thinking: whether a model that can do either shall think before it answers.
+
     Raises:
         ModelError: the tokenizer has no chat template, or the template refuses the conversation.
     """
-    return _tokens(tokenizer, _rendered(tokenizer, messages))
+    return _tokens(tokenizer, _rendered(tokenizer, messages, thinking))
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
     if tokenizer.chat_template is None:
         raise ModelError("this model's tokenizer has no chat template; use an instruction-tuned model")
     turns = [dict(message) for message in messages]
     opened = turns[-1]["role"] == "assistant"
     try:
-        return _filled(tokenizer, turns, opened)
+        return _filled(tokenizer, turns, opened, thinking)
     except Exception as error:
         # Templates raise their own errors (jinja2) for a system role they do not know.
         refusal = error
     if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
         merged = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
         try:
-            return _filled(tokenizer, [merged, *turns[2:]], opened)
+            return _filled(tokenizer, [merged, *turns[2:]], opened, thinking)
         except Exception as error:
             refusal = error
     reason = " ".join(str(refusal).split()) or type(refusal).__name__
     raise ModelError(f"the model's chat template refuses the conversation: {reason}") from refusal
 
 
-def _filled(tokenizer: Any, turns: list[dict[str, str]], opened: bool) -> str:
+def _filled(tokenizer: Any, turns: list[dict[str, str]], opened: bool, thinking: bool) -> str:
     options = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    options |= {name: thinking for name in THINKING if name in str(tokenizer.chat_template)}
     return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
@@ -57,10 +65,10 @@ def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def shared_length(tokenizer: Any, messages: Sequence[Message], ids: tuple[int, ...]) -> int:
+def shared_length(tokenizer: Any, messages: Sequence[Message], ids: tuple[int, ...], thinking: bool = False) -> int:
     """How many leading tokens of `ids` do not depend on the last message: what other conversations may share."""
     other = [*messages[:-1], {"role": messages[-1]["role"], "content": _ELSE}]
-    return agreeing(ids, prompt_ids(tokenizer, other))
+    return agreeing(ids, prompt_ids(tokenizer, other, thinking))
 
 
 def head_ids(tokenizer: Any, system: str | None) -> tuple[int, ...]:
