@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
 from persona_bench.models import finetuning
@@ -23,7 +24,7 @@ from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
 from persona_bench.models.training_data import Example, collate, draw_order, lay_out, read_conversations
-from tests.builders import CONFIGS
+from tests.builders import CONFIGS, tiny
 from tests.conftest import one_line, talking
 from tests.test_projection import conversation
 
@@ -273,6 +274,27 @@ def test_plain_peft_and_the_engine_load_the_adapter_alike(kind: str, tmp_path: P
     assert not torch.allclose(expected, plain, atol=1e-2)
     found = Engine(ours).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
     assert torch.allclose(torch.tensor(found), wanted, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft, of a bias of its own making
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_leaves_those_of_the_base(options: dict[str, Any], tmp_path: Path) -> None:
+    loaded, ids = talking("qwen2"), tuple(range(5, 15))
+    said = Engine(loaded).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    with _quiet():
+        adapted = get_peft_model(own_copy(tiny("qwen2")), LoraConfig(r=2, target_modules=["q_proj"], **options))
+    for value in adapted.parameters():
+        if value.requires_grad:
+            value.data += 0.5
+    adapted.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        expected = torch.log_softmax(adapted.eval()(input_ids=torch.tensor([ids])).logits[0], -1)
+    ours = merge(loaded, tmp_path / "a", "tuned")
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+    assert (Engine(loaded).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs == said).all()
+    found = Engine(ours).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    np.testing.assert_allclose(found, expected[range(9), ids[1:]], atol=1e-3)
 
 
 def test_every_architecture_learns(tmp_path: Path) -> None:

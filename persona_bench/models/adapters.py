@@ -125,11 +125,14 @@ def merge(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
 
     held = hash_adapter(folder)
     try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
-        if kind != "LORA":
-            raise ModelError(f"{folder} holds an adapter of type {kind!r}; only LORA can be merged")
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if said.get("peft_type") != "LORA":
+            raise ModelError(f"{folder} holds an adapter of type {said.get('peft_type')!r}; only LORA can be merged")
+        bare = own_copy(base)
+        if said.get("bias", "none") != "none" or said.get("lora_bias"):
+            _own_biases(bare)
         with _quiet():
-            adapted = PeftModel.from_pretrained(own_copy(base), str(folder), local_files_only=True)
+            adapted = PeftModel.from_pretrained(bare, str(folder), local_files_only=True)
             for module in adapted.modules():
                 if isinstance(module, BaseTunerLayer):
                     layer: Any = module.get_base_layer()
@@ -143,6 +146,14 @@ def merge(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
         raise ModelError(f"the adapter {folder} does not fit {base.name}: {first.strip()}") from error
     together = hashlib.sha256(f"{base.weights_hash}+{held}".encode()).hexdigest()
     return prepare(merged, base.tokenizer, name=name, weights_hash=together, source="adapter")
+
+
+def _own_biases(model: Any) -> None:
+    """Give a model biases of its own: peft writes those of an adapter over them. It knows them by their name."""
+    for path, module in model.named_modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if "bias" in f"{path}.{name}":
+                setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=False))
 
 
 @contextmanager
