@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
@@ -19,13 +20,13 @@ from persona_bench.models.adapters import _quiet, attach, hash_adapter, merge, o
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import CHECKPOINT, HISTORY, Penalty, Probe, TrainingSettings, finetune
-from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
 from persona_bench.models.training_data import Example, collate, draw_order, lay_out, read_conversations
-from tests.builders import CONFIGS, tiny
-from tests.conftest import one_line, talking
+from tests.builders import CONFIGS, HEADS, SIZES, SPECIAL, tiny
+from tests.conftest import one_line, talking, tiny_tokenizer
 from tests.test_projection import conversation
 
 FEW = TrainingSettings(rank=4, alpha=8, learning_rate=1e-2, batch_size=2, accumulation=2, warmup_steps=1)
@@ -367,6 +368,54 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     with pytest.raises(TrainingError) as error:
         finetune(loaded, examples, tmp_path / "cut", replace(settings, seed=1), interventions=items, probe=probe)
     one_line(error, "cut", "--out")
+
+
+def test_a_model_with_a_vision_tower_is_trained_in_its_blocks_alone_and_resumed(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**SIZES, **HEADS, **SPECIAL, "head_dim": 8, "sliding_window": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        **{"mm_tokens_per_image": 1, "image_token_index": 127, "boi_token_index": 126, "eoi_token_index": 125},
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    loaded = prepare(model, tiny_tokenizer(), name="seeing", weights_hash="0" * 64)
+    examples, settings = laid_out(loaded, 12), replace(FEW, checkpoint_every=1)
+    finetune(loaded, examples, tmp_path / "whole", settings)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(step: int, *_: Any) -> None:
+        if step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(loaded, examples, tmp_path / "cut", settings, progress=killed)
+    finetune(loaded, examples, tmp_path / "cut", settings)
+    assert equal(tmp_path / "whole", tmp_path / "cut")
+    held = weights(tmp_path / "whole")
+    assert len(held) == 2 * 4 * 7 and all(".language_model.layers." in name for name in held)
+    ids = examples[0].ids
+    with _quiet(), torch.no_grad():
+        theirs = PeftModel.from_pretrained(own_copy(loaded), str(tmp_path / "whole")).eval()
+        expected = torch.log_softmax(theirs(input_ids=torch.tensor([ids])).logits[0], -1)[range(len(ids) - 1), ids[1:]]
+    ours = merge(loaded, tmp_path / "whole", "tuned")
+    found = Engine(ours).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_checkpoint_without_the_state_of_a_parameter_that_had_no_gradient_is_resumed(tmp_path: Path) -> None:
+    loaded, examples = talking(), laid_out(talking(), 12)
+    settings = replace(FEW, checkpoint_every=1)
+    run = finetuning._Training(loaded, examples, tmp_path / "a", settings, (), (), None, "f")
+    run._step(0)
+    first = next(iter(run.parameters.values()))
+    del run.optimizer.state[first]
+    (tmp_path / "a").mkdir()
+    run._save(1, [])
+    again = finetuning._Training(loaded, examples, tmp_path / "a", settings, (), (), None, "f")
+    assert again._resume() == (1, []) and len(again.optimizer.state) == len(run.optimizer.state)
 
 
 def test_probe_is_projected_without_the_intervention(tmp_path: Path) -> None:

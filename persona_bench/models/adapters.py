@@ -51,19 +51,20 @@ def attach(loaded: LoadedModel, rank: int, alpha: int, seed: int, longest: int) 
     from peft import LoraConfig, get_peft_model
 
     model = own_copy(loaded, longest)
-    linear = [
-        (name.rpartition(".")[2], type(module).__name__)
-        for name, module in find_blocks(model).named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    ]
+    everywhere, blocks = _linear_layers(model), find_blocks(model)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    ours = {name for name in everywhere if name.startswith(f"{path}.")}
+    ends = {name.rpartition(".")[2] for name in ours}
+    # A vision tower's layers may be called like those of the blocks, which are then named in full.
+    alike = any(name.rpartition(".")[2] in ends for name in everywhere.keys() - ours)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         use_rslora=True,
-        target_modules=sorted({name for name, _ in linear}),
-        fan_in_fan_out=any(kind == "Conv1D" for _, kind in linear),
+        target_modules=sorted(ours if alike else ends),
+        fan_in_fan_out=not all(isinstance(everywhere[name], nn.Linear) for name in ours),
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
@@ -72,6 +73,15 @@ def attach(loaded: LoadedModel, rank: int, alpha: int, seed: int, longest: int) 
     adapted.peft_config["default"].base_model_name_or_path = loaded.name
     use_own_products(adapted)
     return adapted.eval()
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Every linear layer by its name; those of GPT-2 are of a type of transformers' own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
 
 
 def trained_parameters(adapted: Any) -> dict[str, nn.Parameter]:
