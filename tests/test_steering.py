@@ -138,6 +138,42 @@ def test_a_model_that_the_engine_cannot_run_is_refused_when_it_is_loaded() -> No
     one_line(error, "odd", "Lfm2ForCausalLM")
 
 
+def test_rows_of_a_model_with_long_rope_depend_on_no_neighbour_and_longer_ones_are_refused() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [4.0] * 4, "short_factor": [1.0] * 4}
+    config = transformers.Phi3Config(
+        **{**SIZES, **HEADS, **SPECIAL, "max_position_embeddings": 128},
+        original_max_position_embeddings=24,
+        rope_parameters={**rope, "original_max_position_embeddings": 24, "partial_rotary_factor": 1.0},
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    loaded = prepare(model, None, name="long", weights_hash="0" * 64)
+    engine, tokens = Engine(loaded), tuple(range(5, 65))
+    assert loaded.max_length == 24
+    row, other, late = Row(PROMPT, ANSWER), Row(tokens[:4], tokens[4:24]), Row(tokens[:22], (3,), shared_prefix=21)
+    alone = [engine.run([item])[0].continuation_logprobs for item in (row, other, late)]
+    # The late row's slot starts at 21, and is filled up to where the others' twenty tokens would end.
+    for together in ([row, other], [late, row, other], [other, late]):
+        for item, result in zip(together, engine.run(together), strict=True):
+            expected = alone[[row, other, late].index(item)]
+            np.testing.assert_allclose(result.continuation_logprobs, expected, atol=2e-5)
+    with plain(loaded) as reference, torch.no_grad():
+        logits = reference(torch.tensor([tokens[:24]]), use_cache=False).logits[0, 3:-1]
+    np.testing.assert_allclose(alone[1], torch.log_softmax(logits, -1)[range(20), tokens[4:24]], atol=2e-5)
+    with pytest.raises(DataError) as error:
+        engine.run([Row(tokens[:4], tokens[4:25])])
+    one_line(error, "25 tokens", "24")
+
+
+def test_rows_beside_one_at_the_end_of_the_context() -> None:
+    engine = Engine(tiny("gpt2"))  # which has no positions beyond its context
+    long, row = Row(tuple(range(3, 103)) * 2 + PROMPT * 9, (9,), shared_prefix=253), Row(PROMPT, ANSWER * 6)
+    engine.run([long])
+    for result, item in zip(engine.run([long, row]), (long, row), strict=True):
+        (expected,) = engine.run([item])
+        np.testing.assert_allclose(result.continuation_logprobs, expected.continuation_logprobs, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox", "gpt2"])
 def test_added_vector_is_exact(kind: str) -> None:
     loaded, layer, alpha = tiny(kind), 2, 1.7

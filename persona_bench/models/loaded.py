@@ -36,7 +36,7 @@ class LoadedModel:
         tokenizer: its tokenizer.
         blocks: decoder blocks in order; layer l is the residual stream after `blocks[l - 1]`.
         d_model: width of the residual stream.
-        max_length: context length in tokens.
+        max_length: context length in tokens; with long-RoPE (2402.13753) the part of it that has one set of factors.
         eos_ids: token ids that end a response.
         device: where the weights are.
         dtype: of the weights.
@@ -100,6 +100,16 @@ def _logit_factor(config: Any) -> float:
     return 1.0 if scale is None else float(scale)
 
 
+def _max_length(config: Any) -> int:
+    length = int(getattr(config, "max_position_embeddings", 2**20))
+    rope = getattr(config, "rope_parameters", None) or {}
+    for held in (rope, *rope.values()):  # of some models a layer type each
+        if isinstance(held, dict) and held.get("rope_type") == "longrope":
+            # Beyond it all rows of a pass get other factors, so that a row would depend on its neighbours.
+            length = min(length, int(held["original_max_position_embeddings"]))
+    return length
+
+
 def find_blocks(model: Any) -> torch.nn.ModuleList:
     """The decoder blocks of a causal language model.
 
@@ -154,7 +164,7 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
         tokenizer=tokenizer,
         blocks=list(find_blocks(model)),
         d_model=config.hidden_size,
-        max_length=int(getattr(config, "max_position_embeddings", 2**20)),
+        max_length=_max_length(config),
         eos_ids=frozenset(eos),
         device=parameter.device,
         dtype=parameter.dtype,
