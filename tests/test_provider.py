@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,7 @@ from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
+from persona_bench.models.shape import read_shape
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import one_line, tiny_tokenizer, tiny_vector
@@ -666,6 +668,46 @@ def test_a_hub_id_is_read_from_the_local_cache(folder: Path, tmp_path: Path, mon
             load(name, dtype="float32")
         one_line(error, name)
     refused("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m")
+
+
+def test_a_snapshot_that_is_only_partly_there_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone may have looked at its config, or a download was cut off."""
+    hub_cache(folder, tmp_path / "hub", "someone/tiny")
+    (held,) = (tmp_path / "hub" / "models--someone--tiny" / "snapshots").iterdir()
+    (held / "model.safetensors").unlink()
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append(options)
+        if not options.get("local_files_only") and "*.safetensors" in options["allow_patterns"] and reachable:
+            (held / "model.safetensors.index.json").unlink(missing_ok=True)
+            shutil.copy(folder / "model.safetensors", held)
+        return str(held)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    reachable = False
+    assert read_shape("someone/tiny").n_layers == 4 and len(asked) == 1  # of which a config is all
+    refused("someone/tiny", "model.safetensors", "Hub")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (held / "model.safetensors.index.json").write_text(json.dumps(index))
+    (held / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    refused("someone/tiny", "model-00002-of-00002.safetensors")
+    (held / "model.safetensors.index.json").write_text("{")
+    refused("someone/tiny", "index.json is broken")
+    (held / "model.safetensors.index.json").unlink()
+    (held / "model-00001-of-00002.safetensors").unlink()
+    reachable = True
+    asked.clear()
+    assert load("someone/tiny", dtype="float32").weights_hash == weights(folder).weights_hash
+    assert [options.get("local_files_only", False) for options in asked] == [True, False]
+    assert all("consolidated*" in options["ignore_patterns"] for options in asked)
+
+
+def test_gpus_that_only_emulate_bfloat16_compute_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert loading.default_dtype(torch.device("cuda")) == torch.float16
 
 
 def test_a_folder_is_loaded_once_and_hashed_by_content(folder: Path, tmp_path: Path) -> None:
