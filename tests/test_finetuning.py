@@ -15,9 +15,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
-from persona_bench.models import finetuning
+from persona_bench.models import assets, finetuning
 from persona_bench.models.adapters import _quiet, attach, hash_adapter, merge, own_copy, save_adapter
-from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.chat import end_of_response, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import CHECKPOINT, HISTORY, Penalty, Probe, TrainingSettings, finetune
 from persona_bench.models.loaded import LoadedModel, prepare
@@ -65,6 +65,45 @@ def test_loss_is_taken_over_the_assistant_s_words_and_what_ends_them() -> None:
             assert example.ids[stop - 1] == loaded.tokenizer.eos_token_id
         prompt = prompt_ids(loaded.tokenizer, messages[:-1])
         assert example.ids[: len(prompt)] == prompt and example.spans[-1][0] == len(prompt)
+
+
+@pytest.mark.parametrize(
+    ("after", "ends"),
+    [
+        ("<|im_end|>\n", {2}),
+        ("<|im_start|>\n", {2, 3}),  # as Gemma's <end_of_turn>, which a GGUF file does not name
+        ("\n", {2}),
+        ("<unk>\n", {2}),
+        ("{{ raise_exception('no answers') }}", {2}),
+    ],
+)
+def test_what_the_template_writes_after_an_answer_ends_a_response(after: str, ends: set[int]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + m['content'] }}{% if m['role'] == 'assistant' %}"
+        + after
+        + "{% endif %}{% endfor %}"
+    )
+    loaded = prepare(tiny().model, tokenizer, name="tiny", weights_hash="0" * 64)
+    assert loaded.eos_ids == ends
+    if ends != {2}:
+        (example,) = laid_out(loaded, 1)
+        assert example.ids[-1] == 3
+    tokenizer.chat_template = None
+    assert prepare(tiny().model, tokenizer, name="tiny", weights_hash="0" * 64).eos_ids == {2}
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"])
+def test_the_catalogue_s_models_end_their_responses_as_they_say(name: str) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    if name not in {item.name for item in assets.status() if item.cached}:
+        pytest.skip(f"{name} is not cached")
+    folder = assets.fetch_weights(name)
+    said = GenerationConfig.from_pretrained(folder).eos_token_id
+    assert end_of_response(AutoTokenizer.from_pretrained(folder, local_files_only=True)) in (
+        said if isinstance(said, list) else [said]
+    )
 
 
 def test_masks_are_the_engine_s_positions() -> None:

@@ -83,6 +83,32 @@ def head_ids(tokenizer: Any, system: str | None) -> tuple[int, ...]:
     return ids[: shared_length(tokenizer, messages, ids)]
 
 
+def ids_after(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    """The tokens that the model's template writes after the last message, the assistant's."""
+    whole = [dict(message) for message in messages]
+    try:
+        written = str(tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False))
+    except Exception:
+        # A template that takes no system message (jinja2 errors of its own): without it the ending is the same.
+        without = [message for message in whole if message["role"] != "system"]
+        written = str(tokenizer.apply_chat_template(without, tokenize=False, add_generation_prompt=False))
+    return _tokens(tokenizer, written.rpartition(messages[-1]["content"].strip())[2])
+
+
+def end_of_response(tokenizer: Any) -> int | None:
+    """The first special token that the model's template writes after an assistant's message; None if it writes none.
+
+    Raises:
+        Whatever the template raises for a question and its answer (jinja2 errors of its own).
+    """
+    if tokenizer.chat_template is None:
+        return None
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id, tokenizer.bos_token_id}
+    answered = [{"role": "user", "content": "A"}, {"role": "assistant", "content": _MARK}]
+    return next((token for token in ids_after(tokenizer, answered) if token in special), None)
+
+
 def response_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Token ids of a response that follows a prompt."""
     return _tokens(tokenizer, text)

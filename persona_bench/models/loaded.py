@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from persona_bench.errors import ModelError, first_line
 from persona_bench.models.attention import ATTENTION_NAME, SlotCache, register
+from persona_bench.models.chat import end_of_response
+
+logger = logging.getLogger(__name__)
 
 BLOCK_PATHS = (
     "model.layers",  # Llama, Qwen2/3, Gemma 2/3 text, Mistral, Phi-3, OLMo
@@ -155,8 +159,8 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
     for holder in (model.generation_config, config):
         value = getattr(holder, "eos_token_id", None)
         eos |= set(value) if isinstance(value, list | tuple) else set() if value is None else {value}
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos.add(tokenizer.eos_token_id)
+    if tokenizer is not None:
+        eos |= {tokenizer.eos_token_id, _end_of_response(tokenizer, name)} - {None}
     parameter = next(model.parameters())
     loaded = LoadedModel(
         name=name,
@@ -173,6 +177,16 @@ def prepare(model: Any, tokenizer: Any, *, name: str, weights_hash: str, source:
     )
     _check_distribution(loaded)
     return loaded
+
+
+def _end_of_response(tokenizer: Any, name: str) -> int | None:
+    """What ends a response in the template alone: a GGUF file names one token, for Gemma not that one."""
+    try:
+        return end_of_response(tokenizer)
+    except Exception as error:
+        # Templates raise their own errors (jinja2), and one that refuses an answer may serve for prompts.
+        logger.info("What ends a response of %s is not told by its chat template: %s", name, first_line(error))
+        return None
 
 
 @torch.inference_mode()
