@@ -130,12 +130,24 @@ def test_a_model_whose_attention_takes_what_the_engine_does_not_know_is_refused(
     one_line(error, "LlamaAttention", "position_bias")
 
 
-def test_a_model_that_the_engine_cannot_run_is_refused_when_it_is_loaded() -> None:
-    config = transformers.Lfm2Config(**SIZES, **HEADS, **SPECIAL, layer_types=["conv", "full_attention"] * 2)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+@pytest.mark.parametrize(
+    ("kind", "config", "part"),
+    [
+        ("Lfm2", {"layer_types": ["conv", "full_attention"] * 2}, "AttributeError"),
+        (
+            "Gemma3nText",
+            {"vocab_size_per_layer_input": 128, "num_kv_shared_layers": 0, "laurel_rank": 4},
+            "(4, 1, 2, 32)",
+        ),
+    ],
+)
+def test_a_model_that_the_engine_cannot_run_or_read_is_refused_when_it_is_loaded(
+    kind: str, config: dict[str, Any], part: str
+) -> None:
+    made = getattr(transformers, f"{kind}Config")(**SIZES, **HEADS, **SPECIAL, **config)
     with pytest.raises(ModelError) as error:
-        prepare(model, None, name="odd", weights_hash="0" * 64)
-    one_line(error, "odd", "Lfm2ForCausalLM")
+        prepare(transformers.AutoModelForCausalLM.from_config(made), None, name="odd", weights_hash="0" * 64)
+    one_line(error, "odd", f"{kind.removesuffix('Text')}ForCausalLM", part)
 
 
 def test_rows_of_a_model_with_long_rope_depend_on_no_neighbour_and_longer_ones_are_refused() -> None:

@@ -194,12 +194,15 @@ def _check_distribution(loaded: LoadedModel) -> None:
     """Two tokens through the model's own forward pass, and through decoder and `head` as the engine takes them.
 
     Raises:
-        ModelError: they cannot be run, or the logits differ by more than rounding.
+        ModelError: they cannot be run, the logits differ by more than rounding, or blocks hold several streams.
     """
     kind = type(loaded.model).__name__
     n_tokens = loaded.model.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[n_tokens // 3, n_tokens // 2]], device=loaded.device)  # of ordinary text, not special ones
-    found = []
+    found, streams = [], []
+    hook = loaded.blocks[0].register_forward_hook(
+        lambda _module, _given, output: streams.append(output[0] if isinstance(output, tuple) else output)
+    )
     try:
         for module in (loaded.model, loaded.decoder):
             cache = SlotCache(loaded.n_layers, 1, 2)
@@ -214,6 +217,13 @@ def _check_distribution(loaded: LoadedModel) -> None:
             f"{loaded.name} cannot be used: the engine does not run {kind} "
             f"({type(error).__name__}: {first_line(error)}); use a model of another architecture"
         ) from error
+    finally:
+        hook.remove()
+    if shapes := {tuple(stream.shape) for stream in streams} - {(1, 2, loaded.d_model)}:
+        raise ModelError(
+            f"{loaded.name} cannot be used: a block of {kind} gives {shapes.pop()} for two tokens, where a residual "
+            f"stream is {(1, 2, loaded.d_model)}; use a model of another architecture"
+        )
     limit = own.abs().max() * (ROUNDING if loaded.dtype == torch.float32 else ROUNDING_16)
     # Logits that are not finite are weights that do not fit their dtype, which the engine says of the rows it is given.
     if own.isfinite().all() and not (own - ours).abs().max() <= limit:
