@@ -24,6 +24,12 @@ CONFIGS: dict[str, Any] = {
     "phi3": lambda: transformers.Phi3Config(**SIZES, **HEADS, **SPECIAL),
     "olmo": lambda: transformers.OlmoConfig(**SIZES, **HEADS, **SPECIAL),
     "olmo2": lambda: transformers.Olmo2Config(**SIZES, **HEADS, **SPECIAL),
+    "cohere": lambda: transformers.CohereConfig(**SIZES, **HEADS, **SPECIAL, logit_scale=0.0625),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, **HEADS, **SPECIAL, logits_scaling=8.0),
+    "hyperclovax": lambda: transformers.HyperCLOVAXConfig(**SIZES, **HEADS, **SPECIAL, logits_scaling=0.125),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES, **HEADS, **SPECIAL, head_dim=8, sliding_window=8, num_local_experts=2, num_experts_per_tok=2
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES, num_attention_heads=4, **SPECIAL),
     "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=4, n_head=4, vocab_size=128, n_positions=256, **SPECIAL),
 }

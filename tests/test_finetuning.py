@@ -8,23 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError
-from persona_bench.models import finetuning
+from persona_bench.models import assets, finetuning
 from persona_bench.models.adapters import _quiet, attach, hash_adapter, merge, own_copy, save_adapter
-from persona_bench.models.chat import prompt_ids, response_ids
+from persona_bench.models.chat import end_of_response, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import CHECKPOINT, HISTORY, Penalty, Probe, TrainingSettings, finetune
-from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
 from persona_bench.models.training_data import Example, collate, draw_order, lay_out, read_conversations
-from tests.builders import CONFIGS
-from tests.conftest import one_line, talking
+from tests.builders import CONFIGS, HEADS, SIZES, SPECIAL, tiny
+from tests.conftest import one_line, talking, tiny_tokenizer
 from tests.test_projection import conversation
 
 FEW = TrainingSettings(rank=4, alpha=8, learning_rate=1e-2, batch_size=2, accumulation=2, warmup_steps=1)
@@ -63,6 +65,45 @@ def test_loss_is_taken_over_the_assistant_s_words_and_what_ends_them() -> None:
             assert example.ids[stop - 1] == loaded.tokenizer.eos_token_id
         prompt = prompt_ids(loaded.tokenizer, messages[:-1])
         assert example.ids[: len(prompt)] == prompt and example.spans[-1][0] == len(prompt)
+
+
+@pytest.mark.parametrize(
+    ("after", "ends"),
+    [
+        ("<|im_end|>\n", {2}),
+        ("<|im_start|>\n", {2, 3}),  # as Gemma's <end_of_turn>, which a GGUF file does not name
+        ("\n", {2}),
+        ("<unk>\n", {2}),
+        ("{{ raise_exception('no answers') }}", {2}),
+    ],
+)
+def test_what_the_template_writes_after_an_answer_ends_a_response(after: str, ends: set[int]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + m['content'] }}{% if m['role'] == 'assistant' %}"
+        + after
+        + "{% endif %}{% endfor %}"
+    )
+    loaded = prepare(tiny().model, tokenizer, name="tiny", weights_hash="0" * 64)
+    assert loaded.eos_ids == ends
+    if ends != {2}:
+        (example,) = laid_out(loaded, 1)
+        assert example.ids[-1] == 3
+    tokenizer.chat_template = None
+    assert prepare(tiny().model, tokenizer, name="tiny", weights_hash="0" * 64).eos_ids == {2}
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"])
+def test_the_catalogue_s_models_end_their_responses_as_they_say(name: str) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    if name not in {item.name for item in assets.status() if item.cached}:
+        pytest.skip(f"{name} is not cached")
+    folder = assets.fetch_weights(name)
+    said = GenerationConfig.from_pretrained(folder).eos_token_id
+    assert end_of_response(AutoTokenizer.from_pretrained(folder, local_files_only=True)) in (
+        said if isinstance(said, list) else [said]
+    )
 
 
 def test_masks_are_the_engine_s_positions() -> None:
@@ -275,6 +316,27 @@ def test_plain_peft_and_the_engine_load_the_adapter_alike(kind: str, tmp_path: P
     assert torch.allclose(torch.tensor(found), wanted, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft, of a bias of its own making
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_leaves_those_of_the_base(options: dict[str, Any], tmp_path: Path) -> None:
+    loaded, ids = talking("qwen2"), tuple(range(5, 15))
+    said = Engine(loaded).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    with _quiet():
+        adapted = get_peft_model(own_copy(tiny("qwen2")), LoraConfig(r=2, target_modules=["q_proj"], **options))
+    for value in adapted.parameters():
+        if value.requires_grad:
+            value.data += 0.5
+    adapted.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        expected = torch.log_softmax(adapted.eval()(input_ids=torch.tensor([ids])).logits[0], -1)
+    ours = merge(loaded, tmp_path / "a", "tuned")
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+    assert (Engine(loaded).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs == said).all()
+    found = Engine(ours).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    np.testing.assert_allclose(found, expected[range(9), ids[1:]], atol=1e-3)
+
+
 def test_every_architecture_learns(tmp_path: Path) -> None:
     for kind in sorted(CONFIGS):
         loaded = talking(kind)
@@ -345,6 +407,54 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     with pytest.raises(TrainingError) as error:
         finetune(loaded, examples, tmp_path / "cut", replace(settings, seed=1), interventions=items, probe=probe)
     one_line(error, "cut", "--out")
+
+
+def test_a_model_with_a_vision_tower_is_trained_in_its_blocks_alone_and_resumed(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**SIZES, **HEADS, **SPECIAL, "head_dim": 8, "sliding_window": 8},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        **{"mm_tokens_per_image": 1, "image_token_index": 127, "boi_token_index": 126, "eoi_token_index": 125},
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    loaded = prepare(model, tiny_tokenizer(), name="seeing", weights_hash="0" * 64)
+    examples, settings = laid_out(loaded, 12), replace(FEW, checkpoint_every=1)
+    finetune(loaded, examples, tmp_path / "whole", settings)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(step: int, *_: Any) -> None:
+        if step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune(loaded, examples, tmp_path / "cut", settings, progress=killed)
+    finetune(loaded, examples, tmp_path / "cut", settings)
+    assert equal(tmp_path / "whole", tmp_path / "cut")
+    held = weights(tmp_path / "whole")
+    assert len(held) == 2 * 4 * 7 and all(".language_model.layers." in name for name in held)
+    ids = examples[0].ids
+    with _quiet(), torch.no_grad():
+        theirs = PeftModel.from_pretrained(own_copy(loaded), str(tmp_path / "whole")).eval()
+        expected = torch.log_softmax(theirs(input_ids=torch.tensor([ids])).logits[0], -1)[range(len(ids) - 1), ids[1:]]
+    ours = merge(loaded, tmp_path / "whole", "tuned")
+    found = Engine(ours).run([Row(ids[:1], ids[1:])])[0].continuation_logprobs
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_checkpoint_without_the_state_of_a_parameter_that_had_no_gradient_is_resumed(tmp_path: Path) -> None:
+    loaded, examples = talking(), laid_out(talking(), 12)
+    settings = replace(FEW, checkpoint_every=1)
+    run = finetuning._Training(loaded, examples, tmp_path / "a", settings, (), (), None, "f")
+    run._step(0)
+    first = next(iter(run.parameters.values()))
+    del run.optimizer.state[first]
+    (tmp_path / "a").mkdir()
+    run._save(1, [])
+    again = finetuning._Training(loaded, examples, tmp_path / "a", settings, (), (), None, "f")
+    assert again._resume() == (1, []) and len(again.optimizer.state) == len(run.optimizer.state)
 
 
 def test_probe_is_projected_without_the_intervention(tmp_path: Path) -> None:

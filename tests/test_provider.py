@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from persona_bench.errors import DataError, ModelError, PersonaBenchError, VectorError
 from persona_bench.inspect_ext.provider import PersonaAPI
+from persona_bench.inspect_ext.requests import ScoreItem
 from persona_bench.models import loading
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
@@ -34,6 +36,7 @@ from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
+from persona_bench.models.shape import read_shape
 from persona_bench.models.steering import Capture, Intervention
 from persona_bench.vectors.vector import PersonaVector
 from tests.conftest import one_line, tiny_tokenizer, tiny_vector
@@ -435,7 +438,12 @@ def test_what_inspect_asks_the_provider(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("args", "part"),
-    [({"temprature": 1}, "temprature"), ({"dtype": "int3"}, "int3"), ({"load_in_8bit": True}, "load_in_8bit")],
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"dtype": "int3"}, "int3"),
+        ({"load_in_8bit": True}, "load_in_8bit"),
+        ({"thinking": "no"}, "thinking"),
+    ],
 )
 def test_unknown_model_arguments_are_refused(folder: Path, args: dict[str, Any], part: str) -> None:
     with pytest.raises(ModelError) as error:
@@ -448,6 +456,60 @@ def test_an_unknown_device_is_refused(folder: Path, device: str) -> None:
     with pytest.raises(ModelError) as error:
         model(folder, device=device)
     one_line(error, device)
+
+
+# Models that may think first
+
+
+def with_template(folder: Path, target: Path, opening: str) -> Path:
+    made = copy(folder, target)
+    template = (made / "chat_template.jinja").read_text()
+    head = "<|im_start|>assistant\n"
+    assert template.count(head) == 1
+    (made / "chat_template.jinja").write_text(template.replace(head, head + opening))
+    return made
+
+
+# As Qwen3's and Granite's have it; one without a switch.
+QWEN3 = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+GRANITE = "{% if thinking %}<think>{% endif %}"
+ALWAYS = "<think>\n"
+
+
+@pytest.mark.parametrize(
+    ("opening", "ends"), [(QWEN3, ("</think>\n\n", "assistant\n")), (GRANITE, ("assistant\n", "<think>"))]
+)
+def test_thinking_is_off_unless_asked_for(folder: Path, tmp_path: Path, opening: str, ends: tuple[str, str]) -> None:
+    thinker = with_template(folder, tmp_path / "m", opening)
+    tokenizer = weights(thinker).tokenizer
+    for args, end in (({}, ends[0]), ({"thinking": True}, ends[1])):
+        asked = api(model(thinker, **args))
+        prompts = [asked._prompt(ASKED), asked.score_row(ScoreItem(messages=ASKED, continuation="a")).prompt]
+        assert prompts[0] == prompts[1] == prompt_ids(tokenizer, ASKED, bool(args))
+        assert tokenizer.decode(prompts[0]).endswith(end)
+    assert prompt_ids(tokenizer, ASKED) != prompt_ids(tokenizer, ASKED, True)
+
+
+def test_templates_without_that_switch_are_asked_as_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, asked = tiny_tokenizer(), []
+    real = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda turns, **o: asked.append(o) or real(turns, **o))
+    assert prompt_ids(tokenizer, ASKED) == prompt_ids(tokenizer, ASKED, True)
+    assert asked == [{"tokenize": False, "add_generation_prompt": True}] * 2
+
+
+def test_a_model_that_thinks_all_the_same_is_warned_of_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(with_template(folder, tmp_path / "off", QWEN3))
+    assert not caplog.messages
+    opened, said = with_template(folder, tmp_path / "opened", ALWAYS), copy(folder, tmp_path / "said")
+    monkeypatch.setattr(weights(said).tokenizer, "decode", lambda *_, **__: "<think>\nWell")
+    for asked in (opened, said):
+        caplog.clear()
+        assert ask(asked).completion and ask(asked, seed=1).completion
+        (warning,) = caplog.messages
+        assert str(asked) in warning and "thinks before it answers" in warning
 
 
 # Loading
@@ -606,6 +668,46 @@ def test_a_hub_id_is_read_from_the_local_cache(folder: Path, tmp_path: Path, mon
             load(name, dtype="float32")
         one_line(error, name)
     refused("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m")
+
+
+def test_a_snapshot_that_is_only_partly_there_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone may have looked at its config, or a download was cut off."""
+    hub_cache(folder, tmp_path / "hub", "someone/tiny")
+    (held,) = (tmp_path / "hub" / "models--someone--tiny" / "snapshots").iterdir()
+    (held / "model.safetensors").unlink()
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append(options)
+        if not options.get("local_files_only") and "*.safetensors" in options["allow_patterns"] and reachable:
+            (held / "model.safetensors.index.json").unlink(missing_ok=True)
+            shutil.copy(folder / "model.safetensors", held)
+        return str(held)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    reachable = False
+    assert read_shape("someone/tiny").n_layers == 4 and len(asked) == 1  # of which a config is all
+    refused("someone/tiny", "model.safetensors", "Hub")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (held / "model.safetensors.index.json").write_text(json.dumps(index))
+    (held / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    refused("someone/tiny", "model-00002-of-00002.safetensors")
+    (held / "model.safetensors.index.json").write_text("{")
+    refused("someone/tiny", "index.json is broken")
+    (held / "model.safetensors.index.json").unlink()
+    (held / "model-00001-of-00002.safetensors").unlink()
+    reachable = True
+    asked.clear()
+    assert load("someone/tiny", dtype="float32").weights_hash == weights(folder).weights_hash
+    assert [options.get("local_files_only", False) for options in asked] == [True, False]
+    assert all("consolidated*" in options["ignore_patterns"] for options in asked)
+
+
+def test_gpus_that_only_emulate_bfloat16_compute_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert loading.default_dtype(torch.device("cuda")) == torch.float16
 
 
 def test_a_folder_is_loaded_once_and_hashed_by_content(folder: Path, tmp_path: Path) -> None:

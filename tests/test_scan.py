@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from click.testing import CliRunner
 from persona_bench.cli import main
 from persona_bench.errors import AssetError, DataError, VectorError
 from persona_bench.models import loading
+from persona_bench.models.adapters import attach, hash_adapter, save_adapter, trained_parameters
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
 from persona_bench.vectors import projection, table_file
@@ -75,6 +77,53 @@ def vectors(tmp_path: Path) -> list[Path]:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "SHARD_ROWS", 7)
+
+
+def test_an_adapter_is_another_scan_and_the_base_is_the_one_it_was(
+    folder: Path, vectors: list[Path], tmp_path: Path
+) -> None:
+    loaded, source, target = load(str(folder), dtype="float32"), tmp_path / "in.jsonl", tmp_path / "out.csv"
+    write(source, some(3))
+    for seed in (1, 2):
+        adapted = attach(loaded, 2, 4, seed, 64)
+        for value in trained_parameters(adapted).values():
+            torch.nn.init.ones_(value)
+        save_adapter(adapted, tmp_path / f"tuned{seed}")
+    (tmp_path / "tuned2" / "adapter_config.json").write_text(
+        (tmp_path / "tuned1" / "adapter_config.json").read_text().replace('"lora_alpha": 4', '"lora_alpha": 8')
+    )
+    means, marks = [], []
+    for model in (str(folder), f"{folder}+{tmp_path / 'tuned1'}", f"{folder}+{tmp_path / 'tuned2'}"):
+        planned = plan_scan(
+            model, vectors[:1], [str(source)], target, Settings(("response",), (2,)), {"dtype": "float32"}
+        )
+        summary = run_scan(planned)
+        means.append(summary["values"][next(iter(summary["values"]))]["mean"])
+        marks.append(summary["fingerprint"])
+        assert summary["weights"] == loaded.weights_hash
+        assert summary.get("adapter") == (None if "+" not in model else hash_adapter(Path(model.partition("+")[2])))
+    assert len(set(means)) == len(set(marks)) == 3
+    assert marks[0] == inputs.fingerprint(
+        find_sources([str(source)]),
+        [
+            Settings(("response",), (2,)).plain(),
+            [PersonaVector.load(vectors[0]).hash],
+            loaded.weights_hash,
+            version("persona-bench"),
+            ("dtype", "float32"),
+        ],
+    )
+
+
+def test_the_revision_decides_whose_weights_are_hashed(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(loading, "resolve", lambda *names: asked.append(names) or (folder, "hub"))
+    source = write(tmp_path / "in.jsonl", some(1))
+    settings, target = Settings(("response",), (2,)), tmp_path / "out.csv"
+    plan_scan("owner/name", vectors[:1], [str(source)], target, settings, {"revision": "v2"})
+    assert asked == [("owner/name", "v2")]
 
 
 def scanned(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from persona_bench.errors import DataError, ModelError, VectorError
 from persona_bench.models.engine import Engine
-from persona_bench.models.loaded import LoadedModel
+from persona_bench.models.loaded import LoadedModel, prepare
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
-from tests.builders import CONFIGS, tiny
-from tests.conftest import tiny_vector
+from tests.builders import CONFIGS, HEADS, SIZES, SPECIAL, tiny
+from tests.conftest import one_line, tiny_vector
 
 PROMPT = (5, 9, 17, 33, 2, 8)
 ANSWER = (11, 3, 77, 54)
@@ -87,6 +89,101 @@ def test_plain_pass_equals_transformers(kind: str) -> None:
     reference = reference_states(loaded, PROMPT + ANSWER)
     for layer in range(1, loaded.n_layers + 1):
         np.testing.assert_allclose(ours[:, layer], reference[layer][len(PROMPT) - 1 :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_logprobs_are_those_of_transformers(kind: str) -> None:
+    loaded = tiny(kind)
+    for parameter in loaded.model.parameters():
+        if parameter.shape == (4,):
+            torch.nn.init.normal_(parameter)  # GPT-OSS's sinks
+    (result,) = Engine(loaded).run([Row(PROMPT, ANSWER, alternatives=(7, 8))])
+    with plain(loaded) as model, torch.no_grad():
+        logits = model(torch.tensor([PROMPT + ANSWER]), use_cache=False).logits[0, len(PROMPT) - 1 :]
+    expected = torch.log_softmax(logits.float(), -1)
+    np.testing.assert_allclose(result.continuation_logprobs, expected[range(4), ANSWER], atol=2e-5)
+    np.testing.assert_allclose(result.alternative_logprobs, expected[-1, [7, 8]], atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_with_another_head_is_refused(dtype: torch.dtype) -> None:
+    model = tiny().model.to(dtype)
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 1.1
+        return output
+
+    model.forward = scaled
+    with pytest.raises(ModelError) as error:
+        prepare(model, None, name="odd", weights_hash="0" * 64)
+    one_line(error, "odd", "LlamaForCausalLM", "_finished")
+
+
+def test_a_model_whose_attention_takes_what_the_engine_does_not_know_is_refused() -> None:
+    model = tiny().model
+    inner = model.get_decoder().layers[1].self_attn.forward
+    model.get_decoder().layers[1].self_attn.forward = partial(inner, position_bias=torch.zeros(1))
+    with pytest.raises(ModelError) as error:
+        prepare(model, None, name="odd", weights_hash="0" * 64)
+    one_line(error, "LlamaAttention", "position_bias")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "part"),
+    [
+        ("Lfm2", {"layer_types": ["conv", "full_attention"] * 2}, "AttributeError"),
+        (
+            "Gemma3nText",
+            {"vocab_size_per_layer_input": 128, "num_kv_shared_layers": 0, "laurel_rank": 4},
+            "(4, 1, 2, 32)",
+        ),
+    ],
+)
+def test_a_model_that_the_engine_cannot_run_or_read_is_refused_when_it_is_loaded(
+    kind: str, config: dict[str, Any], part: str
+) -> None:
+    made = getattr(transformers, f"{kind}Config")(**SIZES, **HEADS, **SPECIAL, **config)
+    with pytest.raises(ModelError) as error:
+        prepare(transformers.AutoModelForCausalLM.from_config(made), None, name="odd", weights_hash="0" * 64)
+    one_line(error, "odd", f"{kind.removesuffix('Text')}ForCausalLM", part)
+
+
+def test_rows_of_a_model_with_long_rope_depend_on_no_neighbour_and_longer_ones_are_refused() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [4.0] * 4, "short_factor": [1.0] * 4}
+    config = transformers.Phi3Config(
+        **{**SIZES, **HEADS, **SPECIAL, "max_position_embeddings": 128},
+        original_max_position_embeddings=24,
+        rope_parameters={**rope, "original_max_position_embeddings": 24, "partial_rotary_factor": 1.0},
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    loaded = prepare(model, None, name="long", weights_hash="0" * 64)
+    engine, tokens = Engine(loaded), tuple(range(5, 65))
+    assert loaded.max_length == 24
+    row, other, late = Row(PROMPT, ANSWER), Row(tokens[:4], tokens[4:24]), Row(tokens[:22], (3,), shared_prefix=21)
+    alone = [engine.run([item])[0].continuation_logprobs for item in (row, other, late)]
+    # The late row's slot starts at 21, and is filled up to where the others' twenty tokens would end.
+    for together in ([row, other], [late, row, other], [other, late]):
+        for item, result in zip(together, engine.run(together), strict=True):
+            expected = alone[[row, other, late].index(item)]
+            np.testing.assert_allclose(result.continuation_logprobs, expected, atol=2e-5)
+    with plain(loaded) as reference, torch.no_grad():
+        logits = reference(torch.tensor([tokens[:24]]), use_cache=False).logits[0, 3:-1]
+    np.testing.assert_allclose(alone[1], torch.log_softmax(logits, -1)[range(20), tokens[4:24]], atol=2e-5)
+    with pytest.raises(DataError) as error:
+        engine.run([Row(tokens[:4], tokens[4:25])])
+    one_line(error, "25 tokens", "24")
+
+
+def test_rows_beside_one_at_the_end_of_the_context() -> None:
+    engine = Engine(tiny("gpt2"))  # which has no positions beyond its context
+    long, row = Row(tuple(range(3, 103)) * 2 + PROMPT * 9, (9,), shared_prefix=253), Row(PROMPT, ANSWER * 6)
+    engine.run([long])
+    for result, item in zip(engine.run([long, row]), (long, row), strict=True):
+        (expected,) = engine.run([item])
+        np.testing.assert_allclose(result.continuation_logprobs, expected.continuation_logprobs, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_neox", "gpt2"])

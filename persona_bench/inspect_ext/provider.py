@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from pydantic import ValidationError
 
 from persona_bench.errors import ModelError, VectorError
 from persona_bench.inspect_ext.requests import FIRST_TOKENS, ExtraArgs, ProjectionRequest, ScoreItem, SteeringRequest
-from persona_bench.models.chat import prompt_ids, response_ids, shared_length
+from persona_bench.models.chat import Message, prompt_ids, response_ids, shared_length
 from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import forget, load
@@ -44,13 +46,26 @@ from persona_bench.models.worker import WORKER
 from persona_bench.vectors.arms import interventions
 from persona_bench.vectors.vector import PersonaVector
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MAX_TOKENS = 512
+THINK, OPENING = "<think>", 16  # what opens a model's thoughts, and in which last tokens of a prompt it may stand
 STOP_REASONS: dict[str, StopReason] = {
     "stop": "stop",
     "max_tokens": "max_tokens",
     "model_length": "model_length",
     "scored": "stop",
 }
+
+
+@lru_cache
+def _say_that_it_thinks(name: str) -> None:
+    """Warn, once a model."""
+    logger.warning(
+        "%s thinks before it answers, and its chat template has no switch that is known: scores and projections are of "
+        "its thoughts as far as the length of a response allows; use a model that answers at once.",
+        name,
+    )
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +87,7 @@ class PersonaAPI(ModelAPI):
     """Local weights with per-request steering and capture.
 
     Model args (`-M`): `dtype` (bfloat16, float16, float32, auto), `device`, `revision`, `max_batch` (rows in a
-    pass: 64, on a GPU 256).
+    pass: 64, on a GPU 256), `thinking` (whether a model that can do either thinks before it answers; no).
     """
 
     def __init__(
@@ -85,16 +100,19 @@ class PersonaAPI(ModelAPI):
         device: str | None = None,
         revision: str | None = None,
         max_batch: int | None = None,
+        thinking: bool = False,
         **model_args: Any,
     ) -> None:
         if model_args:
             raise ModelError(
-                f"unknown model argument(s) {', '.join(model_args)}; use dtype, device, revision or max_batch"
+                f"unknown model argument(s) {', '.join(model_args)}; use dtype, device, revision, max_batch or thinking"
             )
+        if not isinstance(thinking, bool):
+            raise ModelError(f"thinking is {thinking!r}; use true or false")
         super().__init__(model_name, base_url, api_key, [], config)
         self._load = partial(load, model_name, dtype=dtype, device=device, revision=revision)
         self._held = weakref.ref(self._load())
-        self._max_batch = max_batch
+        self._max_batch, self._thinking = max_batch, thinking
         self._directions: dict[tuple[tuple[str, tuple[str, ...]], ...], torch.Tensor] = {}
         self._prefixes: dict[tuple[tuple[str, str], ...], int] = {}
         self._heads: dict[str, tuple[int, ...]] = {}
@@ -166,7 +184,7 @@ class PersonaAPI(ModelAPI):
             DataError: the prompt is longer than the model's context.
             ModelError: a layer is not the model's.
         """
-        prompt = prompt_ids(self.loaded.tokenizer, messages)
+        prompt = self._prompt(messages)
         last = (len(prompt) - 1, len(prompt))
         row = Row(prompt, reading=Reading(layers, (last,)), shared_prefix=len(prompt) - 1)
         (result,) = await _results([row], self.engine)
@@ -208,7 +226,7 @@ class PersonaAPI(ModelAPI):
         acting: tuple[Intervention, ...],
     ) -> ModelOutput:
         messages = [{"role": message.role, "content": message.text} for message in input]
-        prompt = prompt_ids(self.loaded.tokenizer, messages)
+        prompt = self._prompt(messages)
         if len(prompt) >= self.loaded.max_length:  # as other providers answer what is longer than the context
             return ModelOutput.from_content(self.model_name, "", stop_reason="model_length")
         row = Row(
@@ -227,6 +245,9 @@ class PersonaAPI(ModelAPI):
         results = await _results(rows, self.engine)
         prompt_logprobs = _prompt_logprobs(self, prompt, results.pop()) if config.prompt_logprobs is not None else None
         choices = [self._choice(result, config, prompt_logprobs) for result in results]
+        opening = self.loaded.tokenizer.decode(prompt[-OPENING:]).rstrip()
+        if not self._thinking and (opening.endswith(THINK) or choices[0].message.text.lstrip().startswith(THINK)):
+            _say_that_it_thinks(self.model_name)
         sampled = sum(result.n_sampled for result in results)
         metadata: dict[str, Any] | None = None
         if results[0].projections is not None:
@@ -240,10 +261,13 @@ class PersonaAPI(ModelAPI):
             metadata=metadata,
         )
 
+    def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return prompt_ids(self.loaded.tokenizer, messages, self._thinking)
+
     def _shared(self, messages: list[dict[str, str]], prompt: tuple[int, ...]) -> int:
         key = tuple((message["role"], message["content"]) for message in messages[:-1]) + ((messages[-1]["role"], ""),)
         if key not in self._prefixes:
-            self._prefixes[key] = shared_length(self.loaded.tokenizer, messages, prompt)
+            self._prefixes[key] = shared_length(self.loaded.tokenizer, messages, prompt, self._thinking)
         return min(self._prefixes[key], len(prompt))
 
     def _choice(self, result: RowResult, config: GenerateConfig, prompt: Logprobs | None) -> ChatCompletionChoice:
@@ -295,7 +319,7 @@ class PersonaAPI(ModelAPI):
         """
         tokenizer, root = self.loaded.tokenizer, 0
         if item.messages:
-            prompt = prompt_ids(tokenizer, item.messages)
+            prompt = self._prompt(item.messages)
             shared = len(prompt) if item.continuation else self._shared([dict(m) for m in item.messages], prompt)
         else:
             prompt = tuple(tokenizer(item.text)["input_ids"])

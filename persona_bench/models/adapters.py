@@ -35,10 +35,10 @@ def own_copy(loaded: LoadedModel, longest: int = 0) -> Any:
     """
     bare = shallow_copy(loaded.model)
     model: Any = copy.deepcopy(bare, {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())})
-    # Fused attention has no place for a cap on the scores.
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    # Fused attention has no place for a cap on the scores, nor for sinks, whose models say that they do not support it.
+    plain = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) or not model._supports_sdpa
     short = loaded.device.type == "cpu" and 0 < longest <= SHORT
-    model.set_attn_implementation("eager" if capped or short else "sdpa")
+    model.set_attn_implementation("eager" if plain or short else "sdpa")
     return model
 
 
@@ -51,19 +51,20 @@ def attach(loaded: LoadedModel, rank: int, alpha: int, seed: int, longest: int) 
     from peft import LoraConfig, get_peft_model
 
     model = own_copy(loaded, longest)
-    linear = [
-        (name.rpartition(".")[2], type(module).__name__)
-        for name, module in find_blocks(model).named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    ]
+    everywhere, blocks = _linear_layers(model), find_blocks(model)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    ours = {name for name in everywhere if name.startswith(f"{path}.")}
+    ends = {name.rpartition(".")[2] for name in ours}
+    # A vision tower's layers may be called like those of the blocks, which are then named in full.
+    alike = any(name.rpartition(".")[2] in ends for name in everywhere.keys() - ours)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         use_rslora=True,
-        target_modules=sorted({name for name, _ in linear}),
-        fan_in_fan_out=any(kind == "Conv1D" for _, kind in linear),
+        target_modules=sorted(ours if alike else ends),
+        fan_in_fan_out=not all(isinstance(everywhere[name], nn.Linear) for name in ours),
     )
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(seed)
@@ -72,6 +73,15 @@ def attach(loaded: LoadedModel, rank: int, alpha: int, seed: int, longest: int) 
     adapted.peft_config["default"].base_model_name_or_path = loaded.name
     use_own_products(adapted)
     return adapted.eval()
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Every linear layer by its name; those of GPT-2 are of a type of transformers' own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
 
 
 def trained_parameters(adapted: Any) -> dict[str, nn.Parameter]:
@@ -125,11 +135,14 @@ def merge(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
 
     held = hash_adapter(folder)
     try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
-        if kind != "LORA":
-            raise ModelError(f"{folder} holds an adapter of type {kind!r}; only LORA can be merged")
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if said.get("peft_type") != "LORA":
+            raise ModelError(f"{folder} holds an adapter of type {said.get('peft_type')!r}; only LORA can be merged")
+        bare = own_copy(base)
+        if said.get("bias", "none") != "none" or said.get("lora_bias"):
+            _own_biases(bare)
         with _quiet():
-            adapted = PeftModel.from_pretrained(own_copy(base), str(folder), local_files_only=True)
+            adapted = PeftModel.from_pretrained(bare, str(folder), local_files_only=True)
             for module in adapted.modules():
                 if isinstance(module, BaseTunerLayer):
                     layer: Any = module.get_base_layer()
@@ -143,6 +156,14 @@ def merge(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
         raise ModelError(f"the adapter {folder} does not fit {base.name}: {first.strip()}") from error
     together = hashlib.sha256(f"{base.weights_hash}+{held}".encode()).hexdigest()
     return prepare(merged, base.tokenizer, name=name, weights_hash=together, source="adapter")
+
+
+def _own_biases(model: Any) -> None:
+    """Give a model biases of its own: peft writes those of an adapter over them. It knows them by their name."""
+    for path, module in model.named_modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            if "bias" in f"{path}.{name}":
+                setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=False))
 
 
 @contextmanager

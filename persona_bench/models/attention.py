@@ -20,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persona_bench.errors import ModelError
+
 ATTENTION_NAME = "persona_bench"
 KV_STEP = 32
 KEY_BLOCK = 1024
 DENSE = 5 / 3  # positions of whole slots for each one needed, up to which reading them takes less time than a copy
+POSITIONS = {"position_ids", "cache_position"}  # tensors that attention may be given and need not read
 QUERY_STEP = 128  # queries at a time: keys after all of them are left out; with half as many a pass takes 5 % longer
 
 
@@ -231,7 +234,8 @@ def slot_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention over the current frame, registered with transformers as `persona_bench`.
 
@@ -245,13 +249,22 @@ def slot_attention(
         dropout: unused, the engine never trains.
         softcap: Gemma-2-style cap on the scores.
         sliding_window: how many keys a query sees, None for all.
+        s_aux: `(heads,)`, GPT-OSS's attention sinks: the score of one more key, whose value is zero.
+        others: what else a model hands its attention; of tensors only positions are known to change no score.
 
     Returns:
         `(rows, tokens, heads, head_dim)` and None in the place of attention weights.
 
     Raises:
+        ModelError: the model's attention depends on a tensor that is not known here.
         RuntimeError: if called outside the engine, where no frame is set.
     """
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in POSITIONS]
+    if unknown:
+        raise ModelError(
+            f"{type(module).__name__} hands its attention {', '.join(unknown)}, which the engine does not read; "
+            "use another model"
+        )
     if not _active.frames:
         raise RuntimeError(
             "this model's attention belongs to the persona-bench engine; call model.set_attn_implementation('sdpa') "
@@ -263,7 +276,7 @@ def slot_attention(
     mask = frame.mask(sliding_window, query.dtype)
     scale = dim**-0.5 if scaling is None else scaling
     group = heads // kv_heads
-    if query.device.type != "cpu" and softcap is None:
+    if query.device.type != "cpu" and softcap is None and s_aux is None:
         return _fused(query, key, value, mask, scale, group).transpose(1, 2), None
     # A power of two rounds nothing off, so that scores need no float32 of their own; the sums in softmax are float32.
     exact = softcap is None and math.frexp(scale)[0] == 0.5
@@ -282,8 +295,8 @@ def slot_attention(
             scores = scores.div_(softcap).tanh_().mul_(softcap)
         scores = scores.view(rows, kv_heads, group, n, reach)
         scores[..., seen:].add_(mask[:, :, None, first:last, seen:reach])
-        weights = torch.softmax(scores, -1).to(query.dtype).view(rows, kv_heads, group * n, reach)
-        parts.append(_weighted(weights, value[:, :, :reach]).view(rows, heads, n, dim).transpose(1, 2))
+        weights = _softmax(scores, s_aux).to(query.dtype).reshape(rows, kv_heads, group * n, reach)
+        parts.append(_weighted(weights, value[:, :, :reach]).view(rows, heads, n, -1).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
 
 
@@ -302,6 +315,16 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     if group > 1:
         key, value = (item.repeat_interleave(group, 1) for item in (key, value))
     return attend(query, key, value, attn_mask=mask)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Weights of the keys from scores `(rows, kv_heads, group, queries, keys)`; sinks `(heads,)` take a part."""
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    # A step of keys that all but the first are hidden, so that kernels see whole vectors here too.
+    more = scores.new_full((*scores.shape[:-1], KV_STEP), float("-inf"))
+    more[..., 0] = sinks.view(1, *scores.shape[1:3], 1)
+    return torch.softmax(torch.cat((scores, more), -1), -1)[..., : scores.shape[-1]]
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:

@@ -12,44 +12,52 @@ from persona_bench.errors import ModelError
 
 Message = Mapping[str, str]
 _ELSE = "\u2026?"
+THINKING = ("enable_thinking", "thinking")
+"""What templates call the switch of models that may think before they answer: of Qwen3, SmolLM3 and GLM; of Granite."""
 _MARK = "\ue000"  # of Unicode's private use area: no template asks for it, strips it or writes it
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+def prompt_ids(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
     """Token ids of a conversation, ending where the assistant's next words begin.
 
     The template writes any beginning-of-sequence token itself, so nothing is tokenised twice. A last assistant
     message is left open and continued. Templates without a system role get the system text in front of the first
     user message.
 
+    Args:
+        tokenizer: the model's.
+        messages: what was said.
+        thinking: whether a model that can do either shall think before it answers.
+
     Raises:
         ModelError: the tokenizer has no chat template, or the template refuses the conversation.
     """
-    return _tokens(tokenizer, _rendered(tokenizer, messages))
+    return _tokens(tokenizer, _rendered(tokenizer, messages, thinking))
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
     if tokenizer.chat_template is None:
         raise ModelError("this model's tokenizer has no chat template; use an instruction-tuned model")
     turns = [dict(message) for message in messages]
     opened = turns[-1]["role"] == "assistant"
     try:
-        return _filled(tokenizer, turns, opened)
+        return _filled(tokenizer, turns, opened, thinking)
     except Exception as error:
         # Templates raise their own errors (jinja2) for a system role they do not know.
         refusal = error
     if [turn["role"] for turn in turns[:2]] == ["system", "user"]:
         merged = {"role": "user", "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
         try:
-            return _filled(tokenizer, [merged, *turns[2:]], opened)
+            return _filled(tokenizer, [merged, *turns[2:]], opened, thinking)
         except Exception as error:
             refusal = error
     reason = " ".join(str(refusal).split()) or type(refusal).__name__
     raise ModelError(f"the model's chat template refuses the conversation: {reason}") from refusal
 
 
-def _filled(tokenizer: Any, turns: list[dict[str, str]], opened: bool) -> str:
+def _filled(tokenizer: Any, turns: list[dict[str, str]], opened: bool, thinking: bool) -> str:
     options = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    options |= {name: thinking for name in THINKING if name in str(tokenizer.chat_template)}
     return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
@@ -57,10 +65,10 @@ def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def shared_length(tokenizer: Any, messages: Sequence[Message], ids: tuple[int, ...]) -> int:
+def shared_length(tokenizer: Any, messages: Sequence[Message], ids: tuple[int, ...], thinking: bool = False) -> int:
     """How many leading tokens of `ids` do not depend on the last message: what other conversations may share."""
     other = [*messages[:-1], {"role": messages[-1]["role"], "content": _ELSE}]
-    return agreeing(ids, prompt_ids(tokenizer, other))
+    return agreeing(ids, prompt_ids(tokenizer, other, thinking))
 
 
 def head_ids(tokenizer: Any, system: str | None) -> tuple[int, ...]:
@@ -73,6 +81,32 @@ def head_ids(tokenizer: Any, system: str | None) -> tuple[int, ...]:
     messages.append({"role": "user", "content": "A"})
     ids = prompt_ids(tokenizer, messages)
     return ids[: shared_length(tokenizer, messages, ids)]
+
+
+def ids_after(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
+    """The tokens that the model's template writes after the last message, the assistant's."""
+    whole = [dict(message) for message in messages]
+    try:
+        written = str(tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False))
+    except Exception:
+        # A template that takes no system message (jinja2 errors of its own): without it the ending is the same.
+        without = [message for message in whole if message["role"] != "system"]
+        written = str(tokenizer.apply_chat_template(without, tokenize=False, add_generation_prompt=False))
+    return _tokens(tokenizer, written.rpartition(messages[-1]["content"].strip())[2])
+
+
+def end_of_response(tokenizer: Any) -> int | None:
+    """The first special token that the model's template writes after an assistant's message; None if it writes none.
+
+    Raises:
+        Whatever the template raises for a question and its answer (jinja2 errors of its own).
+    """
+    if tokenizer.chat_template is None:
+        return None
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id, tokenizer.bos_token_id}
+    answered = [{"role": "user", "content": "A"}, {"role": "assistant", "content": _MARK}]
+    return next((token for token in ids_after(tokenizer, answered) if token in special), None)
 
 
 def response_ids(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -407,7 +407,8 @@ class Engine:
             try:
                 output = self.loaded.decoder(
                     input_ids=tokens.to(device),
-                    position_ids=frame.positions,
+                    # What only fills a row up may lie beyond the context, where positions mean other things or none.
+                    position_ids=frame.positions.clamp(max=self.loaded.max_length - 1),
                     past_key_values=cache,
                     use_cache=True,
                 )

@@ -392,9 +392,10 @@ class _Training:
                 header = file.metadata() or {}
                 if header.get("fingerprint") != self.fingerprint:
                     raise TrainingError(f"{path} is of another training; choose another --out or remove it")
+                held = set(file.keys())
                 for name, parameter in self.parameters.items():
                     parameter.data.copy_(file.get_tensor(f"value.{name}"))
-                    if int(header["step"]):
+                    if f"step.{name}" in held:  # the optimizer knows no parameter that never had a gradient
                         state = {key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
                         moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
                         self.optimizer.state[parameter] = {"step": state["step"], **moments}

@@ -37,7 +37,8 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device) -> torch.dtype:
     """Bfloat16 where the hardware computes in it (on CPU: AVX-512 BF16 or AMX), else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older GPUs emulate it, in many times the time.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.bfloat16
     cpuinfo = Path("/proc/cpuinfo")
@@ -130,15 +131,20 @@ def forget(loaded: LoadedModel) -> None:
             del _loaded[key]
 
 
-def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
+def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str]:
     """Where a model's files are on this machine, fetching them if need be: (folder or .gguf file, source).
 
-    Of `<weights>+<adapter>` those of the weights; that the adapter is one is checked.
+    Of `<weights>+<adapter>` those of the weights; that the adapter is one is checked. Without `weights` a Hub id's
+    config is enough.
+
+    Raises:
+        ModelError: there is no such model, or not all of it can be had.
+        AssetError: a catalogue's weights cannot be fetched.
     """
-    weights, adapter = split_adapter(name)
+    base, adapter = split_adapter(name)
     if adapter is not None:
         hash_adapter(adapter)
-        return resolve(weights, revision)
+        return resolve(base, revision, weights=weights)
     if isinstance(assets.CATALOGUE.get(name), assets.WeightsAsset):
         folder = assets.fetch_weights(name, progress=logger.info)
         return folder, str(json.loads((folder / "source.json").read_text())["source"])
@@ -150,36 +156,60 @@ def resolve(name: str, revision: str | None = None) -> tuple[Path, str]:
             raise ModelError(f"{path} is a folder without config.json; give a transformers model folder")
         return path.resolve(), "folder"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _hub_snapshot(name, revision), "hub"
+        return _hub_snapshot(name, revision, weights), "hub"
     known = ", ".join(item for item, asset in assets.CATALOGUE.items() if isinstance(asset, assets.WeightsAsset))
     raise ModelError(f"unknown model {name!r}; use one of {known}, a Hub id (owner/name), a folder or a .gguf file")
 
 
-def _hub_snapshot(name: str, revision: str | None) -> Path:
-    """The folder of a Hub id: the local Hub cache where it has it, else a download."""
+def _hub_snapshot(name: str, revision: str | None, weights: bool) -> Path:
+    """The folder of a Hub id: the local Hub cache where it has all of it, else a download."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+    options: dict[str, Any] = {
+        "revision": revision,
+        "allow_patterns": ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"] if weights else ["*.json"],
+        # The same weights once more, as some publishers have them besides.
+        "ignore_patterns": ["consolidated*", "original/*"],
+    }
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
+        held = Path(snapshot_download(name, local_files_only=True, **options))
+        if not _lacking(held, weights):
+            return held
+        logger.info("%s is only partly in the local Hub cache; asking the Hub.", name)
     except LocalEntryNotFoundError:
         logger.info("%s is not in the local Hub cache; asking the Hub.", name)
     except HFValidationError as error:
         raise ModelError(f"{name!r} is no Hub id: {error}") from error
+    alike = [
+        key for key, asset in assets.CATALOGUE.items() if isinstance(asset, assets.WeightsAsset) and asset.hub == name
+    ]
+    instead = f"use the catalogue's {alike[0]}, or " if alike else ""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=5))
+        # Where the Hub cannot be reached this is what the local cache has of it.
+        held = Path(snapshot_download(name, etag_timeout=5, **options))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        alike = [
-            key
-            for key, asset in assets.CATALOGUE.items()
-            if isinstance(asset, assets.WeightsAsset) and asset.hub == name
-        ]
-        instead = f"use the catalogue's {alike[0]}, or " if alike else ""
         raise ModelError(
             f"{name} is neither in the local Hub cache nor can the Hub be reached or have it; {instead}"
             f"download it where there is a network ({type(error).__name__})"
         ) from error
+    if lacking := _lacking(held, weights):
+        raise ModelError(
+            f"{name} lacks {lacking[0]} in the local Hub cache, and the Hub cannot be reached or does not have it; "
+            f"{instead}download it where there is a network (pickled weights are not read)"
+        )
+    return held
+
+
+def _lacking(folder: Path, weights: bool) -> list[str]:
+    """What a model is loaded from and a folder lacks: its config and, with `weights`, each of their files."""
+    index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
+    if index.is_file() and not (folder / files[0]).is_file():
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is broken: {first_line(error)}; remove it and load the model again") from error
+    return [name for name in ("config.json", *(files if weights else ())) if not (folder / name).is_file()]
 
 
 def _load(name: str, path: Path, source: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:

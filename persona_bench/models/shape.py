@@ -32,7 +32,7 @@ def read_shape(name: str) -> ModelShape:
     """
     from transformers import AutoConfig
 
-    path, _ = resolve(name)
+    path, _ = resolve(name, weights=False)
     where = path.parent if path.is_file() else path
     gguf: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
     try:

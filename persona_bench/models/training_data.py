@@ -13,7 +13,7 @@ from torch import Tensor
 
 from persona_bench.errors import DataError, ModelError
 from persona_bench.files import read_jsonl
-from persona_bench.models.chat import Message, locate, prompt_ids, response_ids
+from persona_bench.models.chat import Message, ids_after, locate, prompt_ids, response_ids
 
 BUCKET_STEPS = 8  # optimizer steps whose examples are sorted by length together
 
@@ -142,20 +142,7 @@ def _laid_out(tokenizer: Any, messages: Sequence[Message], eos_ids: frozenset[in
 
 def _ending(tokenizer: Any, messages: Sequence[Message], eos_ids: frozenset[int]) -> tuple[int, ...]:
     """The token with which the model's template ends an assistant message, if that ends a response."""
-    whole = [dict(message) for message in messages]
-    try:
-        written = str(tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=False))
-    except Exception:
-        # A template that takes no system message (jinja2 errors of its own): without it the ending is the same.
-        written = str(
-            tokenizer.apply_chat_template(
-                [message for message in whole if message["role"] != "system"],
-                tokenize=False,
-                add_generation_prompt=False,
-            )
-        )
-    after = written.rpartition(messages[-1]["content"].strip())[2]
-    first = next((token for token in response_ids(tokenizer, after) if token in eos_ids), None)
+    first = next((token for token in ids_after(tokenizer, messages) if token in eos_ids), None)
     if first is None:
         first = tokenizer.eos_token_id
     return () if first is None else (int(first),)

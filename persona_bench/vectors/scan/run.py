@@ -44,7 +44,8 @@ class Scan:
         sources: the files.
         target: the output, `.csv` or `.parquet`.
         traits: what the vectors are called in the output.
-        weights: sha256 of the model's weights.
+        weights: sha256 of the model's weights, without an adapter.
+        adapter: sha256 of the adapter that is merged into them.
     """
 
     job: Job
@@ -52,6 +53,7 @@ class Scan:
     target: Path
     traits: tuple[str, ...]
     weights: str
+    adapter: str | None = None
 
     @property
     def summary_path(self) -> Path:
@@ -63,7 +65,7 @@ class Scan:
         """Changes whenever the output could come out differently."""
         vectors = [content for _, content in self.job.vectors]
         asked = [self.job.settings.plain(), vectors, self.weights, version("persona-bench"), *self.job.loading]
-        return fingerprint(self.sources, asked)
+        return fingerprint(self.sources, asked if self.adapter is None else [*asked, ("adapter", self.adapter)])
 
 
 def plan_scan(
@@ -87,7 +89,8 @@ def plan_scan(
     Raises:
         PersonaBenchError: a model, vector, layer, input or output that does not fit.
     """
-    from persona_bench.models.loading import hash_weights, resolve
+    from persona_bench.models.adapters import hash_adapter
+    from persona_bench.models.loading import hash_weights, resolve, split_adapter
 
     check_table_path(target)
     held = [PersonaVector.load(path) for path in vectors]
@@ -101,8 +104,10 @@ def plan_scan(
             raise DataError(f"{target} is both input and output; choose another --out")
     hashes = tuple((str(path.absolute()), vector.hash) for path, vector in zip(vectors, held, strict=True))
     given = tuple(sorted((name, value) for name, value in (loading or {}).items() if value is not None))
-    weights = hash_weights(resolve(model)[0])
-    return Scan(Job(model, hashes, settings, given), tuple(sources), target, tuple(traits), weights)
+    weights = hash_weights(resolve(model, (loading or {}).get("revision"))[0])
+    folder = split_adapter(model)[1]
+    adapter = None if folder is None else hash_adapter(folder)
+    return Scan(Job(model, hashes, settings, given), tuple(sources), target, tuple(traits), weights, adapter)
 
 
 def run_scan(
@@ -193,6 +198,7 @@ def _described(scan: Scan) -> dict[str, Any]:
         "fingerprint": scan.fingerprint,
         "model": scan.job.model,
         "weights": scan.weights,
+        **({"adapter": scan.adapter} if scan.adapter else {}),
         "vectors": [
             {"trait": trait, "file": path, "sha256": content}
             for trait, (path, content) in zip(scan.traits, scan.job.vectors, strict=True)
