@@ -352,8 +352,8 @@ def test_a_bad_day_of_the_service_loses_and_doubles_nothing(
         score.name: {name.split("/")[-1]: float(item.value) for name, item in score.metrics.items()}
         for score in log.results.scores
     }
-    assert metrics["trait"] == {"mean_of_scored": pytest.approx(54.5), "n_scored": 10}
-    assert metrics["unscored"] == {"mean_of_scored": pytest.approx(2 / 12), "n_scored": 12}
+    assert metrics["trait"] == {"mean_of_scored": pytest.approx(54.5), "n_scored": 2 * 10}
+    assert metrics["unscored"] == {"mean_of_scored": pytest.approx(2 / 12), "n_scored": 2 * 12}
     assert metrics["refusal"]["mean_of_scored"] == metrics["incoherent"]["mean_of_scored"] == 0
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspect_ai import Epochs, Task
+from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import GenerateConfig, Logprob, Logprobs, Model, ModelOutput, ModelUsage, get_model, modelapi
-from inspect_ai.scorer import at_least, max_score, mean_score, median_score, mode_score, pass_at
+from inspect_ai.scorer import Score, at_least, max_score, mean_score, median_score, mode_score, pass_at
 from inspect_ai.util import LimitExceededError
-from pytest_inspect_evals.metrics import assert_agreeing_epochs_change_nothing, run_metrics
+from pytest_inspect_evals.metrics import run_metrics
 
 from persona_bench.definitions.outcomes import METHODS, OUTCOMES, Method
 from persona_bench.definitions.traits import load_trait
@@ -534,7 +534,6 @@ def scored(
     folder: Path,
     epochs: int = 1,
     method: Method = "auto",
-    reducers: Any = "mean",
     settings: dict[str, Any] | None = None,
     question: str = "What is rain?",
     **options: Any,
@@ -544,7 +543,7 @@ def scored(
         dataset=MemoryDataset(samples),
         solver=given_response(),
         scorer=trait_judge("evil", method),
-        epochs=Epochs(epochs, reducers),
+        epochs=epochs,
     )
     bound = grader(outputs, **(settings or {})) if callable(outputs) else list(outputs)
     log = inspect_eval(
@@ -559,12 +558,11 @@ def scored(
     return read_eval_log(log.location)
 
 
-def metrics(log: EvalLog, reducer: str | None = None) -> dict[str, dict[str, float]]:
+def metrics(log: EvalLog) -> dict[str, dict[str, float]]:
     assert log.results is not None
     return {
         score.name: {name.split("/")[-1]: float(item.value) for name, item in score.metrics.items()}
         for score in log.results.scores
-        if reducer is None or score.reducer == reducer
     }
 
 
@@ -602,11 +600,11 @@ def by_answer(asked: list[str] | None = None) -> Outputs:
 def test_counts_and_means_through_epochs(tmp_path: Path) -> None:
     log = scored(by_answer(), ["high", "low", "declined", "once", "broken"], tmp_path, epochs=2)
     found = metrics(log)
-    # "high" 80, "low" 20, "once" 80 in the epoch that was judged; the others have no number.
-    assert found["trait"] == {"mean_of_scored": pytest.approx(60), "n_scored": 3}
-    assert found["coherence"] == {"mean_of_scored": pytest.approx(90), "n_scored": 3}
-    assert found["refusal"] == {"mean_of_scored": pytest.approx(1.5 / 5), "n_scored": 5}
-    assert found["unscored"] == {"mean_of_scored": pytest.approx(1 / 5), "n_scored": 5}
+    # Twice "high" 80 and "low" 20, "once" 80 in the epoch that was judged; the others have no number.
+    assert found["trait"] == {"mean_of_scored": pytest.approx((80 + 80 + 20 + 20 + 80) / 5), "n_scored": 5}
+    assert found["coherence"] == {"mean_of_scored": pytest.approx(90), "n_scored": 5}
+    assert found["refusal"] == {"mean_of_scored": pytest.approx(3 / 10), "n_scored": 10}
+    assert found["unscored"] == {"mean_of_scored": pytest.approx(2 / 10), "n_scored": 10}
     assert Counter(outcomes(log).values()) == {"scored": 5, "refusal": 3, "unscored": 2}
 
 
@@ -614,20 +612,19 @@ def test_nothing_scored_is_nan_not_zero(tmp_path: Path) -> None:
     log = scored(by_answer(), ["declined", "broken"], tmp_path)
     found = metrics(log)
     assert math.isnan(found["trait"]["mean_of_scored"]) and math.isnan(found["coherence"]["mean_of_scored"])
+    assert found["trait"]["n_scored"] == found["coherence"]["n_scored"] == 0 and found["refusal"]["n_scored"] == 2
     assert found["refusal"]["mean_of_scored"] == found["unscored"]["mean_of_scored"] == pytest.approx(0.5)
     explained = {sample.id: (sample.scores or {})["trait_judge"].explanation for sample in log.samples or []}
     assert explained == {"declined": None, "broken": "RuntimeError: down"}
     assert outcomes(log) == {("declined", 1): "refusal", ("broken", 1): "unscored"}
 
 
-def test_metrics_read_scores_as_the_reducer_leaves_them() -> None:
+@pytest.mark.parametrize("reducer", ["mean", "max", None])
+def test_metrics_read_every_epoch_whatever_the_reducer(reducer: str | None) -> None:
     both = {"*": [mean_of_scored(), n_scored()]}
-    values: list[Any] = [{"trait": 80.0, "unscored": 0.0}, {"trait": 30.0, "unscored": 0.0}]
-    assert_agreeing_epochs_change_nothing(both, values)
-    assert_agreeing_epochs_change_nothing(both, [*values, {"trait": math.nan, "unscored": 1.0}])
-    epochs = [[{"trait": value} for value in sample] for sample in ((80.0, 60.0), (10.0, 20.0))]
-    found = {name.split("/")[-1]: value for name, value in run_metrics(both, epochs).items()}
-    assert found == {"mean_of_scored": pytest.approx(42.5), "n_scored": 2}
+    epochs = [[{"trait": value} for value in sample] for sample in ((80.0, 60.0), (10.0, math.nan))]
+    found = {name.split("/")[-1]: value for name, value in run_metrics(both, epochs, reducer=reducer).items()}
+    assert found == {"mean_of_scored": pytest.approx(50), "n_scored": 3}
 
 
 def test_without_the_role_nothing_is_judged(tmp_path: Path) -> None:
@@ -692,51 +689,54 @@ REDUCERS = {
 }
 
 
+def reduced(log: EvalLog, reducer: str) -> dict[str, dict[str, Any]]:
+    """What a reducer makes of each sample's epochs, for metrics other than ours."""
+    epochs: dict[str, list[Score]] = {}
+    for sample in log.samples or []:
+        epochs.setdefault(str(sample.id), []).append((sample.scores or {})["trait_judge"])
+    return {name: REDUCERS[reducer](scores).as_dict() for name, scores in epochs.items()}
+
+
 @pytest.mark.parametrize("method", ["logprob", "sampled"])
 def test_no_outcome_becomes_a_number_in_any_reducer(
     method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graders, "ATTEMPT_TIMEOUT_S", 1)
     monkeypatch.setattr(graders, "MAX_RETRIES", 0)
-    log = scored(behaving(), list(BEHAVIOURS), tmp_path, epochs=3, method=method, reducers=list(REDUCERS.values()))
+    log = scored(behaving(), list(BEHAVIOURS), tmp_path, epochs=3, method=method)
     expected = {name: kinds[method == "sampled"] for name, kinds in BEHAVIOURS.items()}
     assert outcomes(log) == {(name, epoch): expected[name] for name in BEHAVIOURS for epoch in (1, 2, 3)}
     reasons = {sample.id: (sample.scores or {})["trait_judge"].explanation for sample in log.samples or []}
     assert all(bool(reasons[name]) == (status == "unscored") for name, status in expected.items())
     assert "attempt_timeout" in str(reasons["hanging"]) and "down" in str(reasons["raising"])
 
-    assert {reduction.reducer for reduction in log.reductions or []} == set(REDUCERS)
-    for reduction in log.reductions or []:
-        for reduced in reduction.samples:
-            value, status = reduced.as_dict(), expected[str(reduced.sample_id)]
-            number = {"pass_at_2": 1.0, "at_least_2": 1.0}.get(str(reduction.reducer), 80.0)
+    for reducer in REDUCERS:
+        for name, value in reduced(log, reducer).items():
+            status, number = expected[name], {"pass_at_2": 1.0, "at_least_2": 1.0}.get(reducer, 80.0)
             assert value["trait"] == pytest.approx(number if status == "scored" else math.nan, nan_ok=True)
             known = {"scored": 90.0, "incoherent": 10.0}.get(status, math.nan)
-            if reduction.reducer not in ("pass_at_2", "at_least_2"):
+            if reducer not in ("pass_at_2", "at_least_2"):
                 assert value["coherence"] == pytest.approx(known, nan_ok=True)
                 assert [name for name in OUTCOMES[1:] if value[name]] == [status][: status != "scored"]
-    for reducer in ("mean", "median", "mode", "max"):
-        found = metrics(log, reducer)
-        assert found["trait"] == {"mean_of_scored": pytest.approx(80), "n_scored": 1}
-        assert found["coherence"]["n_scored"] == 2
-        for status in OUTCOMES[1:]:
-            share = list(expected.values()).count(status) / len(expected)
-            assert found[status] == {"mean_of_scored": pytest.approx(share), "n_scored": len(expected)}
+    found = metrics(log)
+    assert found["trait"] == {"mean_of_scored": pytest.approx(80), "n_scored": 3}
+    assert found["coherence"]["n_scored"] == 2 * 3
+    for status in OUTCOMES[1:]:
+        share = list(expected.values()).count(status) / len(expected)
+        assert found[status] == {"mean_of_scored": pytest.approx(share), "n_scored": 3 * len(expected)}
 
 
 def test_epochs_that_differ_are_reduced_over_those_with_a_number(tmp_path: Path) -> None:
-    log = scored(
-        behaving(), ["mixed"], tmp_path, epochs=3, method="logprob", reducers=list(REDUCERS.values()), max_samples=1
-    )
+    log = scored(behaving(), ["mixed"], tmp_path, epochs=3, method="logprob", max_samples=1)
     assert sorted(outcomes(log).values()) == ["refusal", "scored", "unscored"]
-    reduced = {str(item.reducer): item.samples[0].as_dict() for item in log.reductions or []}
+    after = {reducer: reduced(log, reducer)["mixed"] for reducer in REDUCERS}
     for reducer in ("mean", "median", "mode", "max"):
-        assert reduced[reducer]["trait"] == pytest.approx(80)
-    assert reduced["mean"]["refusal"] == reduced["mean"]["unscored"] == pytest.approx(1 / 3)
+        assert after[reducer]["trait"] == pytest.approx(80)
+    assert after["mean"]["refusal"] == after["mean"]["unscored"] == pytest.approx(1 / 3)
     # One known epoch of three: pass_at(2) is not known, while Inspect's at_least(2) counts the unknown as misses.
-    assert math.isnan(float(reduced["pass_at_2"]["trait"] or 0.0))
-    assert reduced["at_least_2"]["trait"] == 0
-    assert metrics(log, "mean")["trait"] == {"mean_of_scored": pytest.approx(80), "n_scored": 1}
+    assert math.isnan(after["pass_at_2"]["trait"])
+    assert after["at_least_2"]["trait"] == 0
+    assert metrics(log)["trait"] == {"mean_of_scored": pytest.approx(80), "n_scored": 1}
 
 
 # Panels
@@ -839,7 +839,7 @@ def test_three_models_in_the_role_vote(tmp_path: Path) -> None:
         ["mockllm/b", "scored", pytest.approx(60)],
         ["mockllm/c", "unscored", None],
     ]
-    assert metrics(log)["trait"] == {"mean_of_scored": pytest.approx(55), "n_scored": 2}
+    assert metrics(log)["trait"] == {"mean_of_scored": pytest.approx(55), "n_scored": 4}
 
 
 def test_one_of_a_panel_that_is_refused_altogether_ends_the_run() -> None:

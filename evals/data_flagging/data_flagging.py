@@ -15,7 +15,8 @@ from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import FlaggingPreset, load_finetuning_preset, load_flagging_preset, load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import DataError, RunError
-from persona_bench.inspect_ext.cells import half
+from persona_bench.inspect_ext.caller import paths_from_caller
+from persona_bench.inspect_ext.cells import half, listed
 from persona_bench.inspect_ext.flagging import (
     as_samples,
     flag_score,
@@ -30,7 +31,6 @@ from persona_bench.inspect_ext.trained import (
     Bench,
     adapter_folder,
     base_model,
-    listed,
     loading_of,
     set_up,
     weights_of,
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @task
+@paths_from_caller
 def data_flagging(
     part: str = "samples",
     pool: str = "mixture",

@@ -14,6 +14,7 @@ from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext.answering import LETTERS, answer_choices, key
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import (
     Cell,
     VectorFile,
@@ -29,6 +30,7 @@ SHOTS = (0, 5)
 
 
 @task
+@paths_from_caller
 def mmlu_preservation(
     trait: str = "evil",
     preset: str = "quick",

@@ -12,12 +12,14 @@ from persona_bench.definitions.presets import load_finetuning_preset, load_prese
 from persona_bench.definitions.traits import load_trait
 from persona_bench.definitions.trials import BASE, Trial
 from persona_bench.inspect_ext.answering import LETTERS
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import half
 from persona_bench.inspect_ext.finetuned import WAYS_ASKED, answer_by_kind, by_kind
 from persona_bench.inspect_ext.trained import Bench, set_up, trained_model
 
 
 @task
+@paths_from_caller
 def preventative_steering(
     family: str = "sycophancy",
     version: str = "misaligned_2",

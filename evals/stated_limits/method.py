@@ -9,6 +9,7 @@ from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_method_sizes, load_preset
 from persona_bench.definitions.question_sets import question_pool, question_sets
 from persona_bench.definitions.traits import load_trait
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import half, numbers, preset_layers
 from persona_bench.inspect_ext.judge import trait_judge
 from persona_bench.inspect_ext.solvers import respond
@@ -47,6 +48,7 @@ def limits_descriptions(trait: str = "evil", preset: str = "quick", method: Meth
 
 
 @task
+@paths_from_caller
 def limits_questions(trait: str = "evil", preset: str = "quick", method: Method = "auto", seed: int = 0) -> Task:
     """Ask other sets of questions under the trait's own instructions, none of them an evaluation question.
 
@@ -82,6 +84,7 @@ def limits_questions(trait: str = "evil", preset: str = "quick", method: Method 
 
 
 @task
+@paths_from_caller
 def limits_variants(
     trait: str = "evil",
     preset: str = "quick",

@@ -11,6 +11,7 @@ from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_limits_preset, load_preset
 from persona_bench.definitions.scenarios import Scene, load_scenes
 from persona_bench.definitions.traits import load_trait
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import find_vector, half, numbers
 from persona_bench.inspect_ext.evasion import evasion_samples
 from persona_bench.inspect_ext.judge import trait_judge
@@ -20,6 +21,7 @@ from persona_bench.inspect_ext.solvers import respond
 
 
 @task
+@paths_from_caller
 def stated_limits(
     behaviour: str = "deception",
     preset: str = "quick",

@@ -7,11 +7,13 @@ from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.judge import trait_judge
 from persona_bench.inspect_ext.solvers import respond
 
 
 @task
+@paths_from_caller
 def trait_elicitation(trait: str = "evil", preset: str = "quick", method: Method = "auto", seed: int = 0) -> Task:
     """Ask every extraction question under every positive and negative instruction.
 

@@ -6,6 +6,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import find_vector, numbers
 from persona_bench.inspect_ext.conditions import as_messages, conversations
 from persona_bench.inspect_ext.judge import trait_judge
@@ -14,6 +15,7 @@ from persona_bench.inspect_ext.watching import watch
 
 
 @task
+@paths_from_caller
 def trait_monitoring(
     trait: str = "evil",
     condition: str = "ladder",

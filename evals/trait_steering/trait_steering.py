@@ -6,6 +6,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_preset
 from persona_bench.definitions.traits import load_trait
+from persona_bench.inspect_ext.caller import paths_from_caller
 from persona_bench.inspect_ext.cells import find_vector, half, numbers, preset_layers, preset_plan, sweep
 from persona_bench.inspect_ext.conditions import as_messages
 from persona_bench.inspect_ext.judge import trait_judge
@@ -13,6 +14,7 @@ from persona_bench.inspect_ext.solvers import respond
 
 
 @task
+@paths_from_caller
 def trait_steering(
     trait: str = "evil",
     preset: str = "quick",

@@ -274,7 +274,7 @@ def preset_plan(
         RunError: unknown setting.
         TraitError: the trait has no texts for a setting that was given.
     """
-    given = [item.strip() for item in (settings.split(",") if isinstance(settings, str) else map(str, settings))]
+    given = listed(settings)
     unknown = [item for item in given if item and item not in SETTINGS]
     if unknown:
         raise RunError(f"unknown setting {unknown[0]!r}; choose from {', '.join(SETTINGS)}")
@@ -289,6 +289,12 @@ def preset_plan(
         "several": tuple(layers) if len(layers) > 1 else preset.layers(n_layers),
         "trait": trait,
     }
+
+
+def listed(given: Any) -> list[str]:
+    """A comma-separated argument; Inspect may have parsed it already."""
+    items = given if isinstance(given, list | tuple) else str(given).split(",")
+    return [str(item).strip() for item in items]
 
 
 def numbers(given: str | float | Sequence[Any], default: Sequence[float]) -> tuple[float, ...]:

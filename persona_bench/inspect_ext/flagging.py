@@ -159,7 +159,7 @@ def given_sample() -> Solver:
     return solve
 
 
-@metric
+@metric(scores="unreduced")
 def separation() -> Metric:
     """AUROC of the projection difference and of the judge, by trait and family: other versions against normal ones.
 

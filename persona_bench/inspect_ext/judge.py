@@ -17,7 +17,7 @@ from typing import cast
 from weakref import WeakSet
 
 from inspect_ai.model import Model, ModelAPI, get_model, model_roles
-from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import LimitExceededError
 
@@ -166,8 +166,8 @@ async def judge_panel(
 # -- the scorer ------------------------------------------------------------------------------------------------------
 
 
-def _over_scored(statistic: Callable[[list[float]], float]) -> Metric:
-    def compute(scores: list[SampleScore]) -> float:
+def _over_scored(statistic: Callable[[list[float]], Value]) -> Metric:
+    def compute(scores: list[SampleScore]) -> Value:
         values = [score.score.as_float() for score in scores]
         valid = [value for value in values if not math.isnan(value)]
         return statistic(valid)
@@ -175,16 +175,17 @@ def _over_scored(statistic: Callable[[list[float]], float]) -> Metric:
     return cast(Metric, compute)
 
 
-@metric
+@metric(scores="unreduced")
 def mean_of_scored() -> Metric:
-    """Mean over the samples that have a number; NaN, never 0, where none has."""
+    """Mean over the samples that have a number, each epoch by itself; NaN, never 0, where none has."""
     return _over_scored(lambda values: sum(values) / len(values) if values else math.nan)
 
 
-@metric
+@metric(name="n", scores="unreduced")
 def n_scored() -> Metric:
-    """How many samples have a number."""
-    return _over_scored(lambda values: float(len(values)))
+    """How many samples have a number, each epoch by itself; the log calls it `n_scored`."""
+    # Where none has, Inspect keeps the 0 of a mapping, which the log names NAME_KEY; a number it would replace by NaN.
+    return _over_scored(lambda values: {"scored": len(values)})
 
 
 def graders() -> list[Model]:

@@ -15,7 +15,7 @@ from persona_bench.definitions.presets import FinetuningPreset
 from persona_bench.definitions.trials import BASE, PLAIN, Trial, dose_of, plan_trials, taught_trait
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, read_jsonl
-from persona_bench.inspect_ext.cells import VectorFile, find_vector
+from persona_bench.inspect_ext.cells import VectorFile, find_vector, listed
 from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest, SteeringRequest
 from persona_bench.models.finetuning import Trained
 from persona_bench.models.loading import load
@@ -121,12 +121,6 @@ def set_up(
         own.setdefault(str(item.pop("trait")), []).append(Judged(**item))
     at = dict(zip(names, map(int, chosen), strict=True))
     return Bench(sizes, tuple(names), files, at, own, Path(released) if released else None)
-
-
-def listed(given: Any) -> list[str]:
-    """A comma-separated argument; Inspect may have parsed it already."""
-    items = given if isinstance(given, list | tuple) else str(given).split(",")
-    return [str(item).strip() for item in items]
 
 
 def trained_model(bench: Bench, trial: Trial, preset: str, base: str, adapters: str) -> tuple[Model, dict[str, Any]]:

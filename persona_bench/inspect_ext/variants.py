@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from persona_bench.errors import RunError, VectorError
-from persona_bench.inspect_ext.cells import Cell, VectorFile, sweep
+from persona_bench.inspect_ext.cells import Cell, VectorFile, listed, sweep
 from persona_bench.vectors.variants import RAW
 from persona_bench.vectors.vector import PersonaVector
 
 __all__ = ["RAW", "named_vectors", "variant_cells"]
 
 
-def named_vectors(variants: str, sha256: str = "") -> dict[str, VectorFile]:
+def named_vectors(variants: str | Sequence[str], sha256: str | Sequence[str] = "") -> dict[str, VectorFile]:
     """Vector files by name, in the order given.
 
     Args:
@@ -25,10 +25,10 @@ def named_vectors(variants: str, sha256: str = "") -> dict[str, VectorFile]:
         RunError: none is given, or one has no name.
         VectorError: a file is no vector, or holds another content than its hash says.
     """
-    pairs = [item.partition("=") for item in variants.split(",") if item.strip()]
+    pairs = [item.partition("=") for item in listed(variants) if item]
     if not pairs or not all(name.strip() and path.strip() for name, _, path in pairs):
         raise RunError(f"{variants!r} names no vectors; give them as -T variants=NAME=FILE,NAME=FILE")
-    hashes = [item.strip() for item in str(sha256).split(",")] if sha256 else [""] * len(pairs)
+    hashes = listed(sha256) if sha256 else [""] * len(pairs)
     if len(hashes) != len(pairs):
         raise RunError(f"{len(pairs)} vectors and {len(hashes)} hashes; give one hash a vector, or none")
     files = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from persona_bench.errors import VectorError
-from persona_bench.inspect_ext.cells import VectorFile
+from persona_bench.inspect_ext.cells import VectorFile, listed
 from persona_bench.inspect_ext.requests import ExtraArgs, ProjectionRequest
 from persona_bench.vectors.vector import PersonaVector
 
@@ -13,7 +14,9 @@ OTHER = "trait:"
 """Before the name of another trait, as a direction."""
 
 
-def watch(file: VectorFile, others: str, layers: tuple[int, ...], random_vectors: int, *, per_token: bool) -> ExtraArgs:
+def watch(
+    file: VectorFile, others: str | Sequence[str], layers: tuple[int, ...], random_vectors: int, *, per_token: bool
+) -> ExtraArgs:
     """The projections to take of a response.
 
     Args:
@@ -47,7 +50,7 @@ def watch(file: VectorFile, others: str, layers: tuple[int, ...], random_vectors
     requests = [request(file, ("persona",), tokens=per_token)]
     if controls:
         requests.append(request(file, tuple(controls)))
-    for path in filter(None, (item.strip() for item in others.split(","))):
+    for path in filter(None, listed(others or "")):
         other = VectorFile(Path(path).resolve(), PersonaVector.load(Path(path)))
         if other.vector.n_layers != file.vector.n_layers:
             raise VectorError(f"{path} has {other.vector.n_layers} layers, {file.path.name} {file.vector.n_layers}")
