@@ -93,8 +93,13 @@ def test_the_picture_of_the_coverage_has_a_field_for_each_verdict(results: Path)
     assert len(axes.patches) == len(ran)
     letters = [text.get_text() for text in axes.texts]
     assert letters.count("S") == (ran["verdict"] == "supported").sum() > 0
-    alone = table.assign(verdict="inconclusive", reason="x 3; contradicted by the interval alone, p = 1 after Holm's")
+    alone = table.assign(verdict="inconclusive", weakness="contradicted by the interval alone")
     assert {text.get_text() for text in coverage_figure(alone, "line").axes[0].texts} == {"c"}
+    weak = coverage_figure(table.assign(weakness="older rule"), "line").axes[0].patches
+    assert [patch.get_hatch() for patch in weak].count("///") == ran["verdict"].isin(
+        ["supported", "contradicted"]
+    ).sum()
+    assert not any(patch.get_hatch() for patch in axes.patches)
     # Of two traits of which one was run, the field stays in its own half.
     other = table.assign(trait=table["trait"].replace("evil", "zeal"), verdict="not run")
     both = coverage_figure(pd.concat([table, other]).sort_values(["parameters", "trait"]), "line").axes[0].patches

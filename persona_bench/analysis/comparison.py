@@ -91,7 +91,7 @@ def _comparisons(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
 def _coverage(runs: Sequence[Run]) -> pd.DataFrame:
     """Every verdict of every run, whatever its preset."""
     told = [
-        ({"model": run.model, "preset": run.preset, "grader": run.caption.grader, **run.facts}, run.tables["claims"])
+        ({"model": run.model, "preset": run.preset, "grader": run.caption.grader, **run.facts}, run.claims)
         for run in runs
     ]
     return coverage_table(told)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from persona_bench.analysis.figures.draw import VERDICT_COLOURS, readable
 from persona_bench.analysis.figures.drawing import WIDTH, flat_text, new_figure, put_foot
-from persona_bench.analysis.verdicts.claims import by_the_interval_alone
+from persona_bench.analysis.verdicts.claims import DECIDED
 from persona_bench.definitions.claims import ALL_TRAITS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COVERAGE_COLUMNS = (
     *("model", "preset", "grader", "family", "parameters", "dtype", "claim", "trait", "verdict"),
-    *("estimate", "ci_low", "ci_high", "n", "reason"),
+    *("estimate", "ci_low", "ci_high", "n", "weakness", "reason"),
 )
 _LETTER = {"supported": "S", "contradicted": "C", "inconclusive": "i", "not testable": "–", "not run": ""}
 _GAP, _BLOCK = 0.04, 0.92
@@ -89,9 +89,11 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
             width = _BLOCK / (1 if row["trait"] == ALL_TRAITS else len(traits))
             left = x + _GAP + (0 if row["trait"] == ALL_TRAITS else traits.index(row["trait"])) * width
             y = claims.index(row["claim"])
-            axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF")))
-            letter = _LETTER.get(by_the_interval_alone(row["reason"]) or row["verdict"], "?")
-            letter = letter.lower() if row["verdict"] == "inconclusive" else letter
+            weak = row["verdict"] in DECIDED and row["weakness"] != ""
+            axes.add_patch(_field(left, y, width, VERDICT_COLOURS.get(row["verdict"], "#FFFFFF"), weak))
+            letter = _LETTER.get(row["verdict"], "?")
+            if row["verdict"] == "inconclusive" and row["weakness"]:
+                letter = row["weakness"][0]
             axes.text(left + width / 2, y + 0.5, letter, ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(claims), 0)
@@ -114,7 +116,8 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
         side.set_visible(False)
     note = (
         "S supported, C contradicted, i inconclusive (s, c: the interval alone would support, contradict; Holm's "
-        "correction over the run takes it back), – not testable; empty: not run. A field a trait, under the beginning "
+        "correction over the run takes it back), – not testable; empty: not run; hatched: decided without an interval, "
+        "or by a rule that was amended since. A field a trait, under the beginning "
         f"of its name ({', '.join(flat_text(trait) for trait in every)}), or one for the model. Smaller models first."
     )
     put_foot(figure, line, note)
@@ -135,10 +138,11 @@ def _beginnings(traits: Sequence[str]) -> list[str]:
     return [f"{name[:_FEWEST_LETTERS]}{number}" for number, name in enumerate(flat, start=1)]
 
 
-def _field(left: float, y: int, width: float, colour: str) -> Any:
+def _field(left: float, y: int, width: float, colour: str, hatched: bool) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((left, y + 0.06), width, 0.88, facecolor=colour, edgecolor="#888888", linewidth=0.5)
+    hatch = "///" if hatched else None
+    return Rectangle((left, y + 0.06), width, 0.88, facecolor=colour, edgecolor="#888888", linewidth=0.5, hatch=hatch)
 
 
 def _heading(table: pd.DataFrame, model: str, preset: str) -> str:

@@ -13,7 +13,8 @@ from persona_bench.analysis.coverage import model_facts
 from persona_bench.analysis.figures.drawing import Caption
 from persona_bench.analysis.tables.files import read_tables
 from persona_bench.analysis.terminal import read_claims
-from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS
+from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS, weakness
+from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError
 from persona_bench.files import model_folder
 
@@ -39,6 +40,13 @@ class Run:
     facts: dict[str, Any]
     folder: Path
     held: dict[str, Any]
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """Its claims, with what weakens each verdict as `weakness`."""
+        claims, rules = self.tables["claims"], self.held.get("rules", {})
+        older = {claim.id for claim in CLAIMS if int(rules.get(claim.id, 1)) < claim.revision}
+        return claims.assign(weakness=[weakness(row, row["claim"] in older) for _, row in claims.iterrows()])
 
     @property
     def stem(self) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
-from persona_bench.analysis.changes.verdicts import DECIDED
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
+from persona_bench.analysis.verdicts.claims import DECIDED
 from persona_bench.definitions.claims import Claim
 from persona_bench.publishing import regraded, repeated
 from persona_bench.publishing.notes import filled

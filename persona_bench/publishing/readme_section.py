@@ -46,7 +46,7 @@ def text(runs: Sequence[Run], root: Path) -> str:
 def _tally(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        claims = run.tables["claims"]
+        claims = run.claims
         rows_by = {kind: [rows_of(run, claim) for claim in CLAIMS if claim.kind == kind] for kind in _KINDS}
         report = f"[{md(label(run))}]({quote(f'results/{run.folder.parent.name}/{run.folder.name}')}/report.md)"
         about = (report, size(run.facts["parameters"]), f"{md(run.caption.grader)}, {_trusted(claims)}")

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 
-from persona_bench.analysis.changes.verdicts import DECIDED
 from persona_bench.analysis.report.controls import spread
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
-from persona_bench.analysis.verdicts.claims import VERDICTS, by_the_interval_alone
+from persona_bench.analysis.verdicts.claims import DECIDED, VERDICTS
 from persona_bench.definitions.claims import ALL_TRAITS, CLAIMS, NOT_FOUND, Claim
 
 MEASURED = (*DECIDED, "inconclusive")
@@ -25,11 +24,9 @@ def label(run: Run) -> str:
 
 
 def rows_of(run: Run, claim: Claim) -> pd.DataFrame:
-    """A claim's verdicts in a run, without those that were not run, with what `weakness` says of each."""
-    claims = run.tables["claims"]
-    rows = claims[(claims["claim"] == claim.id) & (claims["verdict"] != "not run")]
-    older = int(run.held.get("rules", {}).get(claim.id, 1)) < claim.revision
-    return rows.assign(weakness=[weakness(row, older) for _, row in rows.iterrows()])
+    """A claim's verdicts in a run, without those that were not run, with what weakens each."""
+    claims = run.claims
+    return claims[(claims["claim"] == claim.id) & (claims["verdict"] != "not run")]
 
 
 def ran(runs: Sequence[Run], evaluation: str = "") -> list[Claim]:
@@ -47,15 +44,6 @@ def measured(row: pd.Series) -> str:
 def named(traits: Iterable[str]) -> str:
     """Traits, the model itself for a claim that is about no trait."""
     return ", ".join("the model" if trait == ALL_TRAITS else md(trait) for trait in traits)
-
-
-def weakness(row: pd.Series, older: bool) -> str:
-    """Why a decided verdict decides less than it says, or which one Holm's correction took back; else ''."""
-    if row["verdict"] in DECIDED:
-        # The estimate alone decided: cosines of runs that kept no questions of a vector.
-        return "older rule" if older else "no interval" if pd.isna(row["ci_low"]) else ""
-    alone = by_the_interval_alone(str(row["reason"]))
-    return f"{alone} by the interval alone" if alone else ""
 
 
 def verdict(row: pd.Series) -> str:

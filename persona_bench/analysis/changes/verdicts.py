@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from persona_bench.analysis.verdicts.claims import DECIDED
 from persona_bench.analysis.verdicts.judge import GATE
 from persona_bench.errors import DataError
 
@@ -17,7 +18,6 @@ CHANGE_COLUMNS = (
     *("claim", "trait", "changed", "verdict_first", "verdict_second"),
     *(f"{name}_{which}" for name in _BOTH[1:] for which in ("first", "second")),
 )
-DECIDED = ("supported", "contradicted")
 
 
 def verdict_change(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

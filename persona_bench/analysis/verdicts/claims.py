@@ -38,13 +38,14 @@ from persona_bench.definitions.claims import (
     Claim,
 )
 
-__all__ = ["CLAIM_COLUMNS", "VERDICTS", "by_the_interval_alone", "judge_claims"]
+__all__ = ["CLAIM_COLUMNS", "DECIDED", "VERDICTS", "by_the_interval_alone", "judge_claims", "weakness"]
 
 CLAIM_COLUMNS = (
     *("claim", "trait", "statement", "paper_value", "estimate", "ci_low", "ci_high", "n"),
     *("verdict", "reason", "p_holm", "log", "warning"),
 )
 VERDICTS = ("supported", "contradicted", "inconclusive", "not testable", "not run")
+DECIDED = VERDICTS[:2]
 _ALONE = "by the interval alone"
 
 
@@ -203,7 +204,7 @@ def _resting_on_verdicts(pairs: Sequence[tuple[Claim, str]], finals: Sequence[Fi
 
 def _after_holm(found: Finding, p_holm: float) -> Finding:
     """A test whose adjusted p value is not under the level is inconclusive, whatever its interval says."""
-    if found.verdict not in ("supported", "contradicted") or math.isnan(p_holm) or p_holm < ALPHA:
+    if found.verdict not in DECIDED or math.isnan(p_holm) or p_holm < ALPHA:
         return found
     why = f"{found.verdict} {_ALONE}, p = {p_holm:.2g} after Holm's correction"
     if found.p >= ALPHA:
@@ -215,6 +216,20 @@ def by_the_interval_alone(reason: str) -> str:
     """`supported` or `contradicted` where a verdict's reason says that Holm's correction took this away, else ''."""
     before, found, _ = reason.rpartition(f" {_ALONE}, p = ")
     return before.rpartition(" ")[2] if found else ""
+
+
+def weakness(row: pd.Series, older: bool) -> str:
+    """Why a decided verdict decides less than it says, or which one Holm's correction took back; else "".
+
+    Args:
+        row: of claims.csv.
+        older: whether the rule was amended after the run.
+    """
+    if row["verdict"] in DECIDED:
+        # Without one the estimate alone decided: cosines of runs that kept no questions of a vector.
+        return "older rule" if older else "no interval" if math.isnan(row["ci_low"]) else ""
+    alone = by_the_interval_alone(str(row["reason"]))
+    return f"{alone} by the interval alone" if alone else ""
 
 
 _RULINGS = {**FINETUNING_RULES, **FLAGGING_RULES}
