@@ -81,11 +81,9 @@ def _details(rows: list[ClaimRow]) -> str:
     parts = [f"**{md(first.id)}**: {md(first.statement)}"]
     if first.claim is not None:
         facts = (
-            ("Section", first.claim.section),
             ("Statistic", first.claim.statistic),
             ("Rule", first.claim.rule),
-            ("Not testable when", first.claim.not_testable_when),
-            ("Samples needed", str(first.claim.min_n)),
+            ("Not testable when", f"{first.claim.not_testable_when}; or with fewer than {first.claim.min_n} samples"),
         )
         parts.append("\n".join(f"- {name}: {md(value)}" for name, value in facts))
     for row in rows:
@@ -98,14 +96,14 @@ def _details(rows: list[ClaimRow]) -> str:
 
 
 def _left(rows: list[ClaimRow]) -> str:
-    """What was not run, a line a claim and reason."""
-    lines: dict[tuple[str, str, str], list[str]] = {}
+    """What was not run, by reason: a line a claim."""
+    traits: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        lines.setdefault((row.id, row.statement, row.reason), []).append(row.trait)
-    return "\n".join(
-        f"- **{md(claim_id)}** ({md(', '.join(traits))}): {md(statement)} {md(reason.capitalize())}."
-        for (claim_id, statement, reason), traits in lines.items()
-    )
+        traits.setdefault((row.reason, row.id, row.statement), []).append(row.trait)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (reason, claim_id, statement), names in traits.items():
+        alike.setdefault((reason, ", ".join(names)), []).append(f"  - **{md(claim_id)}**: {md(statement)}")
+    return "\n".join("\n".join([f"- {md(reason)} ({md(names)}):", *lines]) for (reason, names), lines in alike.items())
 
 
 def markdown_text(report: Report, folder: Path) -> str:
