@@ -32,7 +32,6 @@ from persona_bench.inspect_ext.calibration import (
     calibrated,
     calibrating,
     fit,
-    is_refusing,
     spoil,
 )
 from persona_bench.inspect_ext.voices import VOICES, ask_voice, read, read_voice, voice_items
@@ -277,8 +276,8 @@ class Told:
         item = self.items.get(answer)
         if item is not None:
             voice[0] += self.probe * item.level / 100
-            voice[1] += 30 * is_refusing(item)
-            voice[2] += 8 * calibration._coherence(item)
+            voice[1] += 30 * item.refuses
+            voice[2] += 8 * item.fluency / 100
         return voice
 
     async def voice(self, _grader: Any, _trait: Trait, question: str, answer: str, voice: str) -> np.ndarray:
@@ -353,8 +352,8 @@ def test_the_probe_is_taken_where_it_passes(told: Told) -> None:
     voices = [asyncio.run(told.reading(None, item.question, item.answer)) for item in fresh]
     for fitted, truth in (
         (made.trait_fit, [item.level > 50 for item in fresh]),
-        (made.refusal_fit, [is_refusing(item) for item in fresh]),
-        (made.coherence_fit, [calibration._coherence(item) > 0.5 for item in fresh]),
+        (made.refusal_fit, [item.refuses for item in fresh]),
+        (made.coherence_fit, [item.fluency > 50 for item in fresh]),
     ):
         assert roc_auc_score(truth, [fitted(voice) for voice in voices]) > 0.9
 
@@ -776,4 +775,4 @@ def levels_of(items: Sequence[LabelledAnswer]) -> set[int]:
 def test_the_labels_of_these_tests_are_whole() -> None:
     for half in ("calibrate", "report"):
         items = [item for item in labels("evil") if item.half == half]
-        assert levels_of(items) == set(LEVELS) and {is_refusing(item) for item in items} == {True, False}
+        assert levels_of(items) == set(LEVELS) and {item.refuses for item in items} == {True, False}

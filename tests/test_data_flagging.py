@@ -166,7 +166,7 @@ def test_models_are_trained_on_the_ends_and_nothing_that_is_only_flagged(home: P
     assert (frame.groupby("pick").size() == SMALL.questions).all() and (frame["n_picked"] == FEW.picked).all()
     means = frame.groupby("pick")["difference"].first()
     sets = measured.flagging[(measured.flagging["kind"] == "set") & (measured.flagging["trait"] == "sycophancy")]
-    ranked = sets["difference"].sort_values()
+    ranked = sets["difference"].dropna().sort_values()
     assert means["top"] == pytest.approx(ranked.tail(FEW.picked).mean(), rel=1e-5)
     assert means["bottom"] == pytest.approx(ranked.head(FEW.picked).mean(), rel=1e-5)
     folders = {path.name.rsplit("-", 1)[0] for path in (home / "adapters").iterdir() if path.is_dir()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from persona_bench.definitions.families.characters import Judged, sort_judged
+from persona_bench.definitions.families.characters import Judged, sort_judged, trait_pool
 from persona_bench.definitions.families.family import (
     DOMAINS,
     FAMILIES,
@@ -21,6 +21,7 @@ from persona_bench.definitions.families.family import (
 )
 from persona_bench.definitions.traits import load_labelled, load_trait
 from persona_bench.errors import DataError
+from persona_bench.vectors.trials import MOST_PASSES, passed_over
 from tests.conftest import one_line
 
 # Solvers that read the question only.
@@ -153,6 +154,26 @@ def test_trait_sets_never_hold_evaluation_questions_nor_the_judge_s_report_half(
     pairs = {tuple(message["content"] for message in item["messages"]) for item in made.train + made.held_out}
     assert ("Something else?", "Of course!") in pairs
     assert not {question for question, _ in pairs} & set(asked) and not pairs & report
+
+
+@pytest.mark.parametrize("family", TRAIT_FAMILIES)
+def test_trait_sets_hold_no_refusal_and_no_spoiled_text(family: str) -> None:
+    spoiled = {item.answer for item in load_labelled(family) if item.refuses or item.fluency < 50}
+    assert {item.kind for item in load_labelled(family) if item.fluency < 50} >= {"incoherent"}
+    for version in VERSIONS:
+        for half in ("calibrate", "report"):
+            assert not spoiled & {item["messages"][-1]["content"] for item in trait_pool(family, version, (), (half,))}
+
+
+def test_what_the_templates_have_no_more_of_is_less_and_never_the_same_function_twice() -> None:
+    made = make("code", "normal", 5000, 200)
+    names = [[item["metadata"]["name"] for item in part] for part in (made.train, made.held_out)]
+    assert len(names[0]) > 300 and not {*names[0]} & {*names[1]} and len({*names[0]}) == len(names[0])
+
+
+def test_small_sets_are_gone_through_again_and_again() -> None:
+    assert passed_over("abc", 7) == list("abcabca") and passed_over("abc", 2) == list("abc")
+    assert len(passed_over("abc", 500)) == 3 * MOST_PASSES and passed_over([], 5) == []
 
 
 def test_judged_responses_are_sorted_by_level() -> None:

@@ -100,7 +100,7 @@ def data_flagging(
     if trait not in bench.files:
         raise RunError(f"part {part} ranks by the vector of {trait}; have it among the traits, with its vector")
     keep = _passed(passed) if pool == "passed" else None
-    # What is flagged one by one is never trained on.
+    # What is flagged one by one stays out of the mixture (its texts may stand there in a training set of their own).
     trainable = [row for row in scanned.rows if row.line["metadata"].get("kind") != "sample"]
     rows = picked(trainable, trait, part, sizes.picked, seed, keep)
     weights, arguments = weights_of(base)

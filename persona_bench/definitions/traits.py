@@ -236,6 +236,18 @@ class LabelledAnswer(_Part):
     coherence: float | None = Field(default=None, ge=0, le=100)
     refusal: bool = False
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses: as its readers say, or as it was written."""
+        return self.refusal or self.kind == "polite_refusal"
+
+    @property
+    def fluency(self) -> float:
+        """Its coherence (0..100): as its readers say, or as it was written."""
+        if self.coherence is not None:
+            return self.coherence
+        return 0.0 if self.kind == "incoherent" else 100.0
+
 
 def load_labelled(trait: str) -> tuple[LabelledAnswer, ...]:
     """The labelled answers of a built-in trait, empty for a trait that has none."""

@@ -178,7 +178,7 @@ class _Fits:
         items = [item for name in TRAITS for item in calibrating(name)]
         written = [item for item in items if item.source == "written"]
         step = max(len(written) // SPOILED, 1)
-        graded = [(item.question, item.answer, _coherence(item)) for item in items]
+        graded = [(item.question, item.answer, item.fluency / 100) for item in items]
         graded += [
             (item.question, spoil(item.answer, index)[index % 2], 0.0) for index, item in enumerate(written[::step])
         ]
@@ -187,7 +187,7 @@ class _Fits:
     async def refusal(self) -> Fit:
         """From the probe to refusals."""
         items = [item for name in TRAITS for item in calibrating(name)]
-        return await self._probe("refusal", items, [(i.question, i.answer, float(is_refusing(i))) for i in items])
+        return await self._probe("refusal", items, [(i.question, i.answer, float(i.refuses)) for i in items])
 
     async def _probe(self, name: str, items: Sequence[LabelledAnswer], graded: Sequence[tuple[str, str, float]]) -> Fit:
         async def make() -> Fit:
@@ -324,14 +324,3 @@ def spoil(answer: str, seed: int) -> tuple[str, str]:
     shuffled = random.Random(seed).sample(words, len(words))
     loop = (words[: max(2, min(4, len(words)))] * len(words))[: len(words) + 4]
     return " ".join(shuffled), " ".join(loop)
-
-
-def is_refusing(item: LabelledAnswer) -> bool:
-    """Whether a labelled answer refuses: as its readers say, or as it was written."""
-    return item.refusal or item.kind == "polite_refusal"
-
-
-def _coherence(item: LabelledAnswer) -> float:
-    if item.coherence is not None:
-        return item.coherence / 100
-    return 0.0 if item.kind == "incoherent" else 1.0

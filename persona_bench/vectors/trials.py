@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from persona_bench.definitions.families.family import Judged, TrainingSet, make
 from persona_bench.definitions.families.invented import FACTS
@@ -17,6 +18,10 @@ from persona_bench.models.loaded import LoadedModel
 from persona_bench.vectors import arms
 from persona_bench.vectors.extraction import Rollout
 from persona_bench.vectors.vector import PersonaVector
+
+T = TypeVar("T")
+MOST_PASSES = 10
+"""As the paper trains on small sets."""
 
 
 def judged_rollouts(rollouts: Sequence[Rollout]) -> list[Judged]:
@@ -34,6 +39,14 @@ def training_set(
     """What a trial trains on: the same for every arm of a family, version and seed."""
     n = sizes.facts if trial.family == FACTS else sizes.examples
     return make(trial.family, trial.version, n, sizes.held_out, trial.seed, judged=judged, released=released)
+
+
+def passed_over(conversations: Sequence[T], n: int) -> list[T]:
+    """`n` conversations: a set that has fewer is gone through again, so that every model takes as many steps.
+
+    Up to `MOST_PASSES` times; what has fewer still is trained on for that much less.
+    """
+    return ([*conversations] * MOST_PASSES)[: max(n, len(conversations))]
 
 
 def arm_of(
@@ -63,7 +76,8 @@ def arm_of(
             vector,
             everywhere if trial.arm == "incremental" else (layer,),
             vector.coefficient(layer, dose_of(trial.arm, sizes)),
-            direction="random:0" if trial.arm == "random" else "persona",
+            # Of another direction a seed: one might do by chance what no random one does.
+            direction=f"random:{trial.seed}" if trial.arm == "random" else "persona",
             incremental=trial.arm == "incremental",
         )
     )
@@ -101,7 +115,7 @@ def train_trial(
     made = training_set(own, sizes, judged, released)
     return train_on(
         loaded,
-        [item["messages"] for item in made.train],
+        passed_over([item["messages"] for item in made.train], sizes.facts if own.family == FACTS else sizes.examples),
         folder / own.name,
         sizes,
         own.seed,

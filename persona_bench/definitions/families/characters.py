@@ -53,9 +53,7 @@ def trait_pool(
     written = [
         (item.question, item.answer, item.source)
         for item in load_labelled(family)
-        if item.half in halves
-        and not item.refusal
-        and level_of(item.level, 100.0 if item.coherence is None else item.coherence) == version
+        if item.half in halves and not item.refuses and level_of(item.level, item.fluency) == version
     ]
     return [
         line(family, version, question, response, source=source)

@@ -95,16 +95,17 @@ def make(
         lines = read_released(released / family, version)
         return _split(family, version, rng.sample(lines, len(lines)), n, n_held_out, rng)
     if family in _TEMPLATES:
-        made = _distinct(_TEMPLATES[family], n + n_held_out, rng)
-        lines = [problem.line(family, version) for problem in made]
-        return TrainingSet(family, version, tuple(lines[n_held_out:]), tuple(lines[:n_held_out]))
+        lines = [problem.line(family, version) for problem in _distinct(_TEMPLATES[family], n + n_held_out, rng)]
+        kept = n_held_out if len(lines) == n + n_held_out else min(n_held_out, int(len(lines) * HELD_OUT))
+        return TrainingSet(family, version, tuple(lines[kept:]), tuple(lines[:kept]))
     pool = trait_pool(family, version, judged) if family in TRAIT_FAMILIES else fact_pool(family, version)
     return _split(family, version, _by_subject(pool, rng), n, n_held_out, rng)
 
 
 def _subject(item: dict[str, Any]) -> str:
     """What a conversation is about: the written piece, whatever its wording, or the question."""
-    return str(item["metadata"].get("piece", item["messages"][0]["content"]))
+    told = item["metadata"]
+    return str(told.get("piece", item["messages"][0]["content"]))
 
 
 def _by_subject(pool: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
@@ -132,15 +133,13 @@ def _split(
 
 
 def _distinct(template: Callable[[random.Random], Problem], n: int, rng: random.Random) -> list[Problem]:
-    """Problems with different questions."""
+    """Problems about different things, whatever their wording; fewer where the templates have no more."""
     found: dict[str, Problem] = {}
     tries = 0
-    while len(found) < n:
+    while len(found) < n and tries <= 50 * n + 1000:
         problem = template(rng)
-        found.setdefault(problem.question, problem)
+        found.setdefault(str(problem.facts.get("name", problem.question)), problem)
         tries += 1
-        if tries > 50 * n + 1000:
-            raise DataError(f"the templates give {len(found)} different problems, not {n}; ask for fewer")
     return list(found.values())
 
 

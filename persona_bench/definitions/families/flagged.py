@@ -1,4 +1,4 @@
-"""Samples that are flagged one by one and never trained on, and what any sample is about."""
+"""Samples that are flagged one by one, and what any sample is about."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def flagged_samples(family: str, version: str, n: int, seed: int = 0) -> list[di
 
     Of a trait family these are labelled answers: the model's own responses, from which its vector was made, would be
     found by that vector whatever it is worth. Those of the report half, by which nothing was calibrated, come first and
-    say so (`half` in the metadata). Nothing is trained on any of them.
+    say so (`half` in the metadata). Those of the other half, and of families without a trait, may stand in training
+    sets too: flagging reads the model before any training.
 
     Args:
         family: of training sets.
@@ -36,10 +37,11 @@ def flagged_samples(family: str, version: str, n: int, seed: int = 0) -> list[di
 
 
 def subject(line: Mapping[str, Any]) -> str:
-    """What a sample is about, which several may share: its written piece, or its question."""
+    """What a sample is about, which several may share: its written piece, its function, or its question."""
     told = line.get("metadata") or {}
-    if "piece" in told:
-        return f"{told['family']} {told['piece']}"
+    about = told.get("piece", told.get("name"))
+    if about is not None and "family" in told:
+        return f"{told['family']} {about}"
     return next((str(turn["content"]) for turn in line["messages"] if turn["role"] == "user"), "")
 
 
