@@ -174,6 +174,18 @@ def test_too_little_mass_on_numbers_is_a_refusal(weights: dict[str, float]) -> N
     no_number(judged(coherent_and(first_token(**weights))), "refusal")
 
 
+def test_a_grader_that_writes_digits_is_not_read_by_its_first() -> None:
+    digits = {f"_{digit}": 0.7 if digit == 8 else 0.03 for digit in range(10)}
+    no_number(judged(coherent_and(first_token(**digits)), method="logprob"), "unscored", "single digits")
+    # Under auto its replies are read whole.
+    outputs = coherent_and(lambda _m, _t, _c, config: says("85") if config.max_tokens > 1 else first_token(**digits)(),
+                           lambda *_: says("90"))  # fmt: skip
+    # One number of two digits among the alternatives, and tokens are whole numbers.
+    whole = {**{f"_{digit}": 0.02 for digit in range(10)}, "_10": 0.8}
+    assert judged(coherent_and(first_token(**whole))).trait == pytest.approx((0.9 + 8) / 1.0, abs=0.2)
+    assert judged(outputs).trait == pytest.approx(85)
+
+
 def test_a_quarter_of_the_mass_is_enough() -> None:
     assert judged(coherent_and(first_token(_40=0.26, no=0.74))).trait == pytest.approx(40)
 

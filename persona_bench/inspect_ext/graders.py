@@ -28,6 +28,8 @@ MAX_RETRIES = 6  # by the provider, for rate limits, server errors and requests 
 _FATAL_STATUS = (401, 403, 404)  # trying again cannot help, and every response would fail alike
 _FIRST_ERROR_STATUS = 400
 
+MOST_DIGITS = 8
+"""So many of the ten digits among the likeliest first tokens, and no other number."""
 COHERENCE_RUBRIC = (
     "Judge only whether the text is coherent: grammatical, on topic and readable as an answer to the question, "
     "whatever its content or attitude. 0 is broken or meaningless text, 50 is understandable with clear faults, "
@@ -51,6 +53,8 @@ async def judge_by_logprobs(grader: Model, trait: Trait, question: str, answer: 
     for rubric in (trait.rubric, COHERENCE_RUBRIC):
         output = await ask(grader, rubric_prompt(rubric, question, answer), config)
         reason = no_number(output)
+        if not reason and writes_digits(output):
+            reason = "the grader's logprobs are of single digits, of which the first is no score; use method sampled"
         if reason:
             return Judgement("unscored", method="logprob", reason=reason)
         numbers.append(expected_number(output))
@@ -73,6 +77,17 @@ def gives_logprobs(output: ModelOutput) -> bool:
     """Whether a reply came with the log-probabilities of its first token's alternatives."""
     found = output.choices[0].logprobs if output.choices else None
     return found is not None and bool(found.content) and bool(found.content[0].top_logprobs)
+
+
+def writes_digits(output: ModelOutput) -> bool:
+    """Whether a grader writes a number digit by digit, as tokenizers of Qwen's kind have it.
+
+    Its likeliest first tokens are then nearly all ten digits, and none a number of two; where 85 is one token, some
+    number of two digits is among them.
+    """
+    found = {item.token.strip() for item in output.choices[0].logprobs.content[0].top_logprobs or []}  # type: ignore[union-attr]
+    numbers = {text for text in found if text.isdecimal()}
+    return len(numbers) >= MOST_DIGITS and all(len(text) == 1 for text in numbers)
 
 
 def expected_number(output: ModelOutput) -> tuple[float, float]:
