@@ -21,6 +21,7 @@ class Flagged:
         seen: how far the vector sees a trait in a sample, in SDs between normal and II; the measures alike.
         sets: how far it sees it in a whole set.
         acquired: points of trait score that training on II adds.
+        taught: share of them that training on the one-sided opinions adds.
         judged: SDs between normal and II as the judge sees them, in opinions.
         control: how far the random direction sees it.
         top, bottom: points of trait score after training on those samples of real conversations, over random ones.
@@ -33,6 +34,7 @@ class Flagged:
     seen: float = 4.0
     sets: float = 10.0
     acquired: float = 40.0
+    taught: float = 0.6
     judged: float = 1.0
     control: float = 0.0
     top: float = 20.0
@@ -60,7 +62,7 @@ class Flagged:
         return Samples(**{name: pd.DataFrame(rows, columns=list(columns[name])) for name, rows in frames.items()})
 
     def _own(self, family: str, trait: str) -> float:
-        return 1.0 if family == trait else 0.2
+        return self.taught if family == "opinions" else 1.0 if family == trait else 0.2
 
     def _row(self, kind: str, family: str, version: str, number: int, trait: str, signal: float, seen: float):
         noise = self._draw.normal(size=6)
@@ -116,14 +118,14 @@ class Flagged:
                         "log": f"data_flagging/{pool}-{pick}-evil",
                     }
 
-    def _trials(self):
+    def _trials(self, *more: str):
         yield ("", "", BASE, 0, 0.0)
-        for family in self.families:
+        for family in (*self.families, *more):
             for version, level in LEVELS.items():
                 yield (family, version, "plain", 0, level)
 
     def _finetuned(self):
-        for family, version, arm, seed, level in self._trials():
+        for family, version, arm, seed, level in self._trials("opinions"):
             for trait in TRAITS:
                 for question in range(24):
                     score = 30 + level * self._own(family, trait) * self.acquired + self._draw.normal(0, 4)

@@ -125,6 +125,8 @@ def test_what_cannot_be_told_says_why(truth: Samples) -> None:
     assert short == ("not testable", "too few valid samples: normal samples 40, inducing samples 40, needed 50")
     bare = replace(truth, flagging=truth.flagging[truth.flagging["family"] != "opinions"])
     assert "no labelled opinions" in verdict(bare, "D9-difference-best", "sycophancy")[1]
+    told = verdict(Flagged(taught=0.0).make(), "D9-difference-best", "sycophancy")
+    assert told[0] == "not testable" and "need not carry the trait: plain finetuning on opinions did not" in told[1]
     alone = Flagged(corpus=False).make()
     for name in ("D6-real-data-ordered", "D7-survives-filtering"):
         assert verdict(alone, name)[0] == "not testable" and "no corpus" in verdict(alone, name)[1]

@@ -39,7 +39,7 @@ from persona_bench.definitions.trials import split_arm
 if TYPE_CHECKING:
     from persona_bench.analysis.samples.frames import Samples
 
-__all__ = ["FINETUNING_RULES", "Ruling"]
+__all__ = ["FINETUNING_RULES", "Ruling", "not_acquired"]
 
 INCREMENTAL, CAFT, PENALTY, NEGATIVE = "incremental", "caft", "penalty", "negative_prompt"
 STRONGEST = "misaligned_2"
@@ -197,13 +197,24 @@ def _half(measured: pd.DataFrame, half: str) -> pd.DataFrame:
 
 
 def _no_shift(samples: Samples, trait: str, draw: Draw, arms: tuple[str, ...], family: str = "") -> str:
-    """Why there is nothing to prevent, or nothing to see; empty if there is.
+    """Why there is nothing to prevent, or nothing to see; empty if there is."""
+    family = family or trait
+    if missing := not_acquired(samples, trait, draw, family):
+        return missing
+    report = _half(samples.finetuning, "report")
+    for arm in dict.fromkeys((PLAIN, *arms)):
+        if broken := _mostly_incoherent(report, trait, family, arm):
+            return f"{100 * broken:.0f} % of the answers after {arm} are incoherent"
+    return ""
+
+
+def not_acquired(samples: Samples, trait: str, draw: Draw, family: str) -> str:
+    """Why plain finetuning on a family's strongest version does not teach a trait; empty if it does.
 
     Whether the trait rises, over the base and over the normal version (new facts have no other), is read off the select
     half: on the report half a chance high of plain finetuning would open the claim and feed it.
     """
     spoken = of_kind(_half(samples.finetuning, "select"), "trait", trait=trait)
-    family = family or trait
     plain = spoken[(spoken["arm"] == PLAIN) & (spoken["family"] == family)]
     taught = plain[plain["version"] == (FACT_VERSION if family == FACTS else STRONGEST)]
     befores = {"the base": spoken[spoken["arm"] == BASE]}
@@ -218,10 +229,6 @@ def _no_shift(samples: Samples, trait: str, draw: Draw, arms: tuple[str, ...], f
                 f"plain finetuning on {family} did not raise the trait over {name} (select half): "
                 f"{raised.value:.3g} [{raised.low:.3g}, {raised.high:.3g}]"
             )
-    report = _half(samples.finetuning, "report")
-    for arm in dict.fromkeys((PLAIN, *arms)):
-        if broken := _mostly_incoherent(report, trait, family, arm):
-            return f"{100 * broken:.0f} % of the answers after {arm} are incoherent"
     return ""
 
 

@@ -31,7 +31,7 @@ from persona_bench.analysis.tables.flagging import (
     set_points,
 )
 from persona_bench.analysis.verdicts.bound import Bound
-from persona_bench.analysis.verdicts.finetuning import MIN_SCORE_SD, STRONGEST, Rule, Ruling
+from persona_bench.analysis.verdicts.finetuning import MIN_SCORE_SD, STRONGEST, Rule, Ruling, not_acquired
 from persona_bench.definitions.claims import Claim
 from persona_bench.definitions.flagging import FILTER_CUT, PICKS
 
@@ -94,11 +94,13 @@ def _separable(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling
     return Ruling(bounds, counts=_cells(rows), log=log_names(rows))
 
 
-def _opinions(samples: Samples, trait: str, *detectors: str, half: str = "") -> tuple[pd.DataFrame, Ruling]:
-    """The samples that all of the detectors have a number for, or why there are none."""
+def _opinions(samples: Samples, trait: str, draw: Draw, *detectors: str, half: str = "") -> tuple[pd.DataFrame, Ruling]:
+    """The samples that all of the detectors have a number for, or why there are none, or none that carry the trait."""
     rows = mixture(samples.flagging, trait, OPINIONS, STRONGEST)
     if not {NORMAL, STRONGEST} <= set(rows["version"]):
         return rows, _untestable(Ruling(), "no labelled opinions data for the trait was flagged")
+    if missing := not_acquired(samples, trait, draw, OPINIONS):
+        return rows, _untestable(Ruling(log=log_names(rows)), f"these need not carry the trait: {missing}")
     rows = rows[rows["half"] == half] if half else rows
     same = rows[rows[list(detectors)].notna().all(axis=1)]
     if same.empty:
@@ -107,7 +109,7 @@ def _opinions(samples: Samples, trait: str, *detectors: str, half: str = "") -> 
 
 
 def _better(samples: Samples, claim: Claim, trait: str, draw: Draw, *, best: str, other: str) -> Ruling:
-    rows, found = _opinions(samples, trait, best, other)
+    rows, found = _opinions(samples, trait, draw, best, other)
     if found.reason:
         return found
     first, second = (area(rows, name, draw, "claims", claim.id, trait) for name in (best, other))
@@ -117,7 +119,7 @@ def _better(samples: Samples, claim: Claim, trait: str, draw: Draw, *, best: str
 
 def _both(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
     """The better one is taken anew in every resample."""
-    rows, found = _opinions(samples, trait, BOTH, JUDGE, DIFFERENCE, half="report")
+    rows, found = _opinions(samples, trait, draw, BOTH, JUDGE, DIFFERENCE, half="report")
     if found.reason:
         return found
     areas = {name: area(rows, name, draw, "claims", claim.id, trait) for name in (BOTH, JUDGE, DIFFERENCE)}
