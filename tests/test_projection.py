@@ -566,6 +566,8 @@ def test_blank_lines_are_skipped_and_lines_counted(tmp_path: Path) -> None:
         ("\n  \n", "empty"),
         (f"{GOOD}\n{{broken\n", "line 2"),
         (f"{GOOD}\n[1]\n", "line 2"),
+        (f'{GOOD}\n{{"n": {"1" * 5000}}}\n', "line 2"),
+        (f"{GOOD}\n{'[' * 100_000}\n", "line 2"),
         (f"{GOOD}\n\n3\n", "line 3"),
         ('{"text": "x"}\n', "messages"),
         ('{"messages": []}\n', "messages"),

@@ -312,26 +312,56 @@ BAD = {
     json.dumps(item("Hi?", "")): "non-empty assistant message",
     json.dumps(item("Hi \ud800?", "x")): "surrogate",
     "[" * 100_000: "not JSON",
+    f'{{"messages": [], "n": {"1" * 5000}}}': "not JSON",
 }
 
 
 def test_bad_rows_are_kept_aside_and_stop_nothing(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
-    good = some(9)
+    good = some(len(BAD) + 1)
     lines: list[Any] = []
     for number, bad in enumerate(BAD):
         lines += [good[number], "", bad]
-    lines.append(good[8])
+    lines.append(good[-1])
     long = item("Hi?", "word " * 5000)
     source = write(tmp_path / "x.jsonl", [*lines, long])
     table, summary = scanned(folder, vectors, source, tmp_path / "out.parquet")
-    assert list(table["status"]) == ["measured"] * 9 + ["too_long"]
+    assert list(table["status"]) == ["measured"] * len(good) + ["too_long"]
     assert table.iloc[-1, 6:].isna().all() and table.iloc[:-1, 6:].notna().all().all()
     rejected = [json.loads(line) for line in (tmp_path / "out.parquet.rejected.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in rejected] == [3 * number + 3 for number in range(len(BAD))]
     for entry, reason in zip(rejected, BAD.values(), strict=True):
         assert reason in entry["reason"] and "\n" not in entry["reason"]
     assert sum(summary["rejected"].values()) == len(BAD)
-    assert summary["statuses"] == {"measured": 9, "too_long": 1}
+    assert summary["statuses"] == {"measured": len(good), "too_long": 1}
+
+
+def test_ids_and_file_names_that_are_no_text_end_no_scan(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    write(source, [item("Hi?", "Yes.", key="a"), item("Hi?", "Yes.", key="x\ud83d"), item("Hi?", "Yes.", key="b")])
+    table, summary = scanned(folder, vectors, source, tmp_path / "out.parquet", fields=Fields(id="key"))
+    assert list(table["id"]) == ["a", "b"] and set(table["file"]) == {str(tmp_path / "caf\\udce9.jsonl")}
+    assert summary["rejected"] == {"its id holds half of a surrogate pair, which is no text": 1}
+
+
+def test_parquet_columns_of_bytes_are_decoded_and_rows_that_cannot_be_are_kept_aside(
+    folder: Path, vectors: list[Path], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    prompts = [b"Hi?", b"bad\xff", "caf\u00e9?".encode()]
+    broken = pa.StringArray.from_buffers(3, *pa.array(prompts, pa.binary()).buffers()[1:])
+    answers = ["one.\n".encode(), b"two.", b"three."]
+    for name, column in (("text", broken), ("bytes", pa.array(prompts, pa.binary()))):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pa.table({"prompt": column, "response": pa.array(answers, pa.binary())}), path)
+        (shard,) = read_shards(find_sources([str(path)])[0], ("prompt", "response"))
+        rows = [text for _, text in shard.rows()]
+        held = [json.loads(text) for text in (rows[0], rows[2])]
+        assert held == [{"prompt": "Hi?", "response": "one.\n"}, {"prompt": "caf\u00e9?", "response": "three."}]
+        table, summary = scanned(folder, vectors, path, tmp_path / f"{name}.csv", fields=Fields(prompt="prompt"))
+        assert list(table["row"]) == [0, 2]
+        assert summary["rejected"] == {"a field holds bytes that are not UTF-8": 1}
 
 
 def test_a_row_too_large_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

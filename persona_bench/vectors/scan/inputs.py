@@ -26,6 +26,10 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<pattern>[^:]+))?")
 TOO_LARGE = b"\0"
 """Stands for a row of more than `MAX_ROW_BYTES`, which is never held whole."""
+NOT_UTF8 = b"\1"
+"""Stands for a row of a parquet file with bytes that are no text."""
+BATCH_ROWS = 8
+"""Of a parquet file that are in memory at once, before it is known how large they are."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ def _files(given: str) -> list[tuple[str, Path, str]]:
     for item in paths:
         if not _suffix(item):
             raise DataError(f"cannot scan {item}: files of samples end in {', '.join(SUFFIXES)}")
-    return [(str(item), item, f"{item.stat().st_size} {item.stat().st_mtime_ns}") for item in paths]
+    return [(_named(item), item, f"{item.stat().st_size} {item.stat().st_mtime_ns}") for item in paths]
+
+
+def _named(path: Path) -> str:
+    """A path as text that can be written; bytes that are not UTF-8, which a file's name may hold, as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _suffix(path: Path) -> str:
@@ -207,10 +216,21 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[bytes]:
 
     with parquet.ParquetFile(path) as file:
         held = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=256, columns=held):
-            for row in batch.to_pylist():
-                text = json.dumps(row, default=str).encode()
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=held):
+            # Row by row, as one that cannot be decoded would take the others with it.
+            for place in range(batch.num_rows):
+                try:
+                    (row,) = batch.slice(place, 1).to_pylist()
+                    text = json.dumps(row, default=_plain).encode()
+                except UnicodeDecodeError:
+                    yield NOT_UTF8
+                    continue
                 yield text if len(text) <= MAX_ROW_BYTES else TOO_LARGE
+
+
+def _plain(value: object) -> str:
+    """What JSON has no form for, as text; bytes, as in a column that was not written as text, are decoded."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def texts_of(source: Source, wanted: set[int], columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
