@@ -444,6 +444,52 @@ def test_finished_shards_are_not_measured_again(
     assert len(again) == 8 and len(table) == 30, "a file that has changed is scanned anew"
 
 
+def _stop_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Let the next scans end after `n` shards, as if by a key."""
+    real = run.local_parts
+
+    def stopping(*args: Any) -> Iterator[Any]:
+        for number, part in enumerate(real(*args), 1):
+            yield part
+            if number == n:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "local_parts", stopping)
+
+
+def test_asking_for_a_finished_scan_leaves_the_parts_of_another(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write(tmp_path / "x.jsonl", some(30)), tmp_path / "out.parquet"
+    scanned(folder, vectors, source, target)
+    assert not parts.Parts.folder_of(target).exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_after(patch, 3)
+        scanned(folder, vectors, source, target, layers=(2,))
+    scanned(folder, vectors, source, target, top=3)
+    assert _finished(target) == 3
+
+
+@pytest.mark.parametrize("given", ["", "*"])
+def test_an_output_among_its_input_is_not_read(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    source, target = write(data / "x.jsonl", [*some(30), "{broken"]), data / "scan.parquet"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_after(patch, 3)
+        scanned(folder, vectors, data / given, target)
+    for _ in range(2):
+        table, summary = scanned(folder, vectors, data / given, target)
+        assert len(table) == 30 and set(table["file"]) == {str(source)} and summary["rejected"]
+    Path(f"{target}.summary.json").unlink()
+    for named in (data / given, target, Path(f"{target}.rejected.jsonl")):
+        with pytest.raises(DataError) as error:
+            scanned(folder, vectors, named, target)
+        one_line(error, "both input and output")
+
+
 def command(folder: Path, vectors: Sequence[Path], source: Path, target: Path, *more: str) -> list[str]:
     named = [part for path in vectors for part in ("--vector", str(path))]
     small = "from persona_bench.vectors.scan import inputs; inputs.SHARD_ROWS = 7"
@@ -604,6 +650,11 @@ def test_a_hub_dataset_is_read_from_its_cache(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     table, _ = scanned(folder, vectors, "someone/chats", tmp_path / "out.csv")
     assert set(table["file"]) == {"someone/chats/data/train.jsonl"} and len(table) == 5
+    write(snapshot / "data" / "test.jsonl", some(2))
+    assert [found.name for found in find_sources(["someone/chats:data/test*"])] == ["someone/chats/data/test.jsonl"]
+    with pytest.raises(DataError) as nothing:
+        find_sources(["someone/chats:other/*.jsonl"])
+    one_line(nothing, "someone/chats", "other/*.jsonl")
     with pytest.raises(AssetError) as error:
         scanned(folder, vectors, "someone/else", tmp_path / "other.csv")
     one_line(error, "someone/else", "Hub")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -79,13 +79,14 @@ class Shard:
                 yield self.first + offset, row
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], leave_out: Collection[Path] = ()) -> list[Source]:
     """The files that inputs name, in the order given, each sorted by name.
 
     Args:
         inputs: files, globs, folders (all their files of `SUFFIXES`), or Hub datasets as `owner/name`, with
             `@revision` and `:pattern` of its files if need be. Of a Hub dataset only data files are fetched; nothing
             of it is run.
+        leave_out: files, and folders with all that is in them, that a glob or a folder does not stand for.
 
     Raises:
         DataError: an input names nothing, or a file of another kind.
@@ -93,26 +94,32 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     found: list[tuple[str, Path, str]] = []
     for given in inputs:
-        found += _files(given) or _hub_files(given)
+        found += _files(given, {path.resolve() for path in leave_out}) or _hub_files(given)
     seen: dict[Path, tuple[str, Path, str]] = {}
     for item in found:
         seen.setdefault(item[1].absolute(), item)
     return [Source(n, name, str(path), mark) for n, (name, path, mark) in enumerate(seen.values())]
 
 
-def _files(given: str) -> list[tuple[str, Path, str]]:
+def _files(given: str, leave_out: Collection[Path]) -> list[tuple[str, Path, str]]:
     path = Path(given).expanduser()
     if path.is_dir():
         paths = sorted(item for item in path.rglob("*") if item.is_file() and _suffix(item))
+        paths = _without(paths, leave_out)
         if not paths:
             raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}; name the files of samples")
     else:
         paths = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         paths = [item for item in paths if item.is_file()]
+        paths = paths if path.is_file() else _without(paths, leave_out)
     for item in paths:
         if not _suffix(item):
             raise DataError(f"cannot scan {item}: files of samples end in {', '.join(SUFFIXES)}")
     return [(_named(item), item, f"{item.stat().st_size} {item.stat().st_mtime_ns}") for item in paths]
+
+
+def _without(paths: list[Path], leave_out: Collection[Path]) -> list[Path]:
+    return [item for item in paths if {item.resolve(), *item.resolve().parents}.isdisjoint(leave_out)]
 
 
 def _named(path: Path) -> str:
@@ -127,6 +134,7 @@ def _suffix(path: Path) -> str:
 def _hub_files(given: str) -> list[tuple[str, Path, str]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
 
     match = _HUB.fullmatch(given)
     if match is None:
@@ -147,7 +155,14 @@ def _hub_files(given: str) -> list[tuple[str, Path, str]]:
             f"{given} is no file here, and the Hub gives no dataset of that name ({first}); check the name, or "
             "download it and name its files"
         ) from error
-    paths = sorted(item for item in folder.rglob("*") if item.is_file() and _suffix(item))
+    paths = sorted(item for item in folder.rglob("*") if item.is_file())
+    if pattern:
+        # The folder holds what was ever fetched of this revision, by any pattern.
+        named = {str(item.relative_to(folder)): item for item in paths}
+        paths = [named[item] for item in filter_repo_objects(named, allow_patterns=[pattern])]
+        if not paths:
+            raise DataError(f"no file of the Hub dataset {name} fits {pattern}; mend the pattern after the colon")
+    paths = [item for item in paths if _suffix(item)]
     if not paths:
         raise DataError(f"the Hub dataset {given} holds no file that ends in {', '.join(SUFFIXES)}")
     return [(f"{name}/{item.relative_to(folder)}", item, folder.name) for item in paths]
