@@ -30,11 +30,12 @@ from persona_bench.models import loading
 from persona_bench.models.adapters import attach, hash_adapter, save_adapter, trained_parameters
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
+from persona_bench.models.worker import WORKER
 from persona_bench.vectors import projection, table_file
 from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.scan import inputs, measures, parts, run
 from persona_bench.vectors.scan.inputs import find_sources, read_shards
-from persona_bench.vectors.scan.measures import Settings, columns
+from persona_bench.vectors.scan.measures import Scanner, Settings, columns
 from persona_bench.vectors.scan.run import plan_scan, run_scan
 from persona_bench.vectors.scan.samples import Fields, read_sample
 from persona_bench.vectors.scan.summary import BINS
@@ -62,6 +63,13 @@ def write(path: Path, items: Sequence[Any]) -> Path:
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in items)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
+
+
+def one_layer(path: Path, layer: int) -> None:
+    """A vector as imports of one layer are: zero elsewhere."""
+    persona = torch.zeros(5, 32)
+    persona[layer] = 1.0
+    PersonaVector("evil", {"persona": persona}, None).save(path)
 
 
 @pytest.fixture
@@ -392,6 +400,12 @@ def test_what_cannot_be_scanned_is_one_line(folder: Path, vectors: list[Path], t
     fails(DataError, "bad.parquet", "cannot read", source=tmp_path / "bad.parquet")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(good.read_bytes() * 50)[:-20])
     fails(DataError, "cut.jsonl.gz", "cannot read", source=tmp_path / "cut.jsonl.gz", target="p.csv")
+    one_layer(tmp_path / "one.safetensors", 3)
+    fails(VectorError, "zero at layer 1", "another layer", vectors=[tmp_path / "one.safetensors"], target="r.csv")
+    engine = WORKER.engine(load(str(folder)))
+    with pytest.raises(VectorError) as error:
+        Scanner(engine, [PersonaVector.load(tmp_path / "one.safetensors")], Settings(("response",), (3, 4)))
+    one_line(error, "zero at layer 4")
     tiny_vector(n_layers=6).save(tmp_path / "deep.safetensors")
     fails(VectorError, "another model", vectors=[tmp_path / "deep.safetensors"], target="q.csv")
 

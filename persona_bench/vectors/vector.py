@@ -149,6 +149,16 @@ class PersonaVector:
         if not 1 <= layer <= self.n_layers:
             raise VectorError(f"layer {layer} is outside 1..{self.n_layers} of this vector; choose one inside")
 
+    def check_direction(self, layer: int, name: str = "persona") -> None:
+        """Refuse a layer outside 1..n_layers, or where a direction is zero, as in imports of one layer.
+
+        Raises:
+            VectorError: naming the layer.
+        """
+        self.check_layer(layer)
+        if not bool(self.direction(name)[layer].any()):
+            raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
+
     def relative_dose(self, layer: int, coefficient: float) -> float:
         """Signed |alpha v| / mean |h_l| of steering with this vector at a layer."""
         norm = float(self.directions["persona"][layer].norm())

@@ -97,7 +97,7 @@ def plan_scan(
     traits = labels(held)
     for vector in held:
         for layer in settings.layers:
-            vector.check_layer(layer)
+            vector.check_direction(layer)
     side, summary = Parts.side_of(target), _summary_of(target)
     # A scan was begun here: what stands at its target is what it wrote. Else it may be samples, which are not replaced.
     ours = [target] if summary.exists() or Parts.folder_of(target).exists() else []
