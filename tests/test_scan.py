@@ -372,6 +372,19 @@ def test_parquet_columns_of_bytes_are_decoded_and_rows_that_cannot_be_are_kept_a
         assert summary["rejected"] == {"a field holds bytes that are not UTF-8": 1}
 
 
+def test_few_rows_of_a_parquet_file_are_held_at_once(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["a" * 2**20]))
+    parquet.write_table(pa.table({"prompt": same}), tmp_path / "x.parquet", compression="zstd", store_schema=False)
+    del same
+    before = pa.total_allocated_bytes()
+    shards = read_shards(find_sources([str(tmp_path / "x.parquet")])[0], ("prompt",))
+    assert len(list(next(shards).rows())) == 4
+    assert pa.total_allocated_bytes() - before < 2**25
+
+
 def test_a_row_too_large_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "MAX_ROW_BYTES", 1000)
     source = write(tmp_path / "x.jsonl", [item("a", "b"), "x" * 5000, item("c", "d" * 3000), item("e", "f")])
