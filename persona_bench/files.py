@@ -150,6 +150,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"cannot read {path}: {error}") from error
     except (ValueError, RecursionError) as error:
         # A whole number of over 4,300 digits, or nesting beyond the interpreter's stack.
-        raise DataError(f"{path}, line {number}: JSON that cannot be read ({first_line(error)}); mend the line") from error
+        raise DataError(
+            f"{path}, line {number}: JSON that cannot be read ({first_line(error)}); mend the line"
+        ) from error
     if empty:
         raise DataError(f"{path} is empty; one JSON object a line is expected")

@@ -173,9 +173,7 @@ def test_a_broken_vector_is_refused(here: Path, folder: Path, write: Callable[[P
     refused(here, ("project", "--model", folder, *arguments), part)
 
 
-def test_nothing_from_a_file_steers_the_terminal(
-    here: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_from_a_file_steers_the_terminal(here: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "\x1b]0;mine\x07\x1b[2K\u202e"
     tiny_vector(provenance={"weights_hash": "f" * 64, "model": code}).save(here / "v.safetensors")
     arguments = ("check", str(here / "v.safetensors"), "--model", str(folder), "--grader", "none")

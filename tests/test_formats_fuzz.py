@@ -192,7 +192,9 @@ def test_a_key_that_takes_for_ever_is_refused(tmp_path: Path) -> None:
         with pytest.raises(VectorError) as error:
             convert(Request(path, tmp_path / "o.safetensors", n_layers=4))
         one_line(error, str(path), "one tuple many times")
-    torch.save({"vector": torch.ones(8), "layer": 2, "shapes": [(1, 2)] * 3, "axes": nested(3, tuple)}, tmp_path / "w.pt")
+    torch.save(
+        {"vector": torch.ones(8), "layer": 2, "shapes": [(1, 2)] * 3, "axes": nested(3, tuple)}, tmp_path / "w.pt"
+    )
     convert(Request(tmp_path / "w.pt", tmp_path / "o.safetensors", n_layers=4))
 
 

@@ -359,7 +359,7 @@ def test_parquet_columns_of_bytes_are_decoded_and_rows_that_cannot_be_are_kept_a
 
     prompts = [b"Hi?", b"bad\xff", "caf\u00e9?".encode()]
     broken = pa.StringArray.from_buffers(3, *pa.array(prompts, pa.binary()).buffers()[1:])
-    answers = ["one.\n".encode(), b"two.", b"three."]
+    answers = [b"one.\n", b"two.", b"three."]
     for name, column in (("text", broken), ("bytes", pa.array(prompts, pa.binary()))):
         path = tmp_path / f"{name}.parquet"
         parquet.write_table(pa.table({"prompt": column, "response": pa.array(answers, pa.binary())}), path)
@@ -641,6 +641,16 @@ def test_the_summary_is_that_of_the_rows(folder: Path, vectors: list[Path], tmp_
     with pytest.raises(DataError) as error:
         scanned(folder, vectors, two, tmp_path / "two.parquet", reference=tmp_path / "nowhere.parquet")
     one_line(error, "nowhere.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_summary_leaves_ids_what_they_are(folder: Path, vectors: list[Path], tmp_path: Path, suffix: str) -> None:
+    for ids in (["000123", "000124"], ["1e5", "2e400"], ["NA", ""], ["", ""]):
+        rows = [item("Hi?", "yes" * (place + 1), key=each) for place, each in enumerate(ids)]
+        source = write(tmp_path / "x.jsonl", rows)
+        _, summary = scanned(folder, vectors, source, tmp_path / f"o.{suffix}", fields=Fields(id="key"))
+        for found in summary["values"].values():
+            assert sorted(entry["id"] for entry in found["highest"]) == sorted(ids)
 
 
 def test_the_command_draws_and_shows(folder: Path, vectors: list[Path], tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def printable(text: str) -> str:
     """A text without what could steer a terminal, as a stranger's file may hold it; line ends and tabs stay."""
     return "".join(
         # Of spaces Python calls only the common one printable.
-        each if each.isprintable() or each in "\n\t" or unicodedata.category(each) == "Zs" else "\N{REPLACEMENT CHARACTER}"
+        each
+        if each.isprintable() or each in "\n\t" or unicodedata.category(each) == "Zs"
+        else "\N{REPLACEMENT CHARACTER}"
         for each in text
     )
 

@@ -106,8 +106,8 @@ def project_file(
     traced: tuple[tuple[Value, ...], ...] = ()
     with table_file(target, columns(by, len(names) > 1)) as write:
         chunks = read_transcripts(source, engine.loaded.tokenizer, located=by != "transcript" or trace is not None)
-        for item, products in project_transcripts(engine, chunks, unit, layers, progress):
-            products = np.where(nowhere, np.float32(np.nan), products) if nowhere.any() else products
+        for item, found in project_transcripts(engine, chunks, unit, layers, progress):
+            products = np.where(nowhere, np.float32(np.nan), found) if nowhere.any() else found
             write(rows(item, products, layers, names, by, text))
             n += 1
             n_unplaced += item.unplaced

@@ -134,7 +134,7 @@ def _suffix(path: Path) -> str:
 def _hub_files(given: str) -> list[tuple[str, Path, str]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined,unused-ignore]
 
     match = _HUB.fullmatch(given)
     if match is None:
