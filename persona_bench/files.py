@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_bench.errors import DataError
+from persona_bench.errors import DataError, first_line
 
 # Errors of a write that carry no file name, unlike those of open() and rename().
 _WRITE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -148,5 +148,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}, line {number}: not JSON ({error.msg}); one JSON object a line is expected") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # A whole number of over 4,300 digits, or nesting beyond the interpreter's stack.
+        raise DataError(
+            f"{path}, line {number}: JSON that cannot be read ({first_line(error)}); mend the line"
+        ) from error
     if empty:
         raise DataError(f"{path} is empty; one JSON object a line is expected")

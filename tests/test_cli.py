@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from persona_bench import files, pipeline
-from persona_bench.cli import main
+from persona_bench.cli import base, main
 from persona_bench.definitions.traits import load_trait
 from persona_bench.errors import RunError
 from persona_bench.inspect_ext import judging
@@ -171,6 +171,20 @@ def test_a_broken_vector_is_refused(here: Path, folder: Path, write: Callable[[P
     write(here / "v.safetensors")
     arguments = ("--vector", "v.safetensors", "--input", talks(here), "--out", "o.csv")
     refused(here, ("project", "--model", folder, *arguments), part)
+
+
+def test_nothing_from_a_file_steers_the_terminal(here: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\x1b]0;mine\x07\x1b[2K\u202e"
+    tiny_vector(provenance={"weights_hash": "f" * 64, "model": code}).save(here / "v.safetensors")
+    arguments = ("check", str(here / "v.safetensors"), "--model", str(folder), "--grader", "none")
+    result = CliRunner().invoke(main, arguments, color=True)
+    assert result.exit_code == 2 and "]0;mine" in result.output and not set("\x1b\x07\u202e") & set(result.output)
+    capsys.readouterr()
+    base.say(f"two{code}\nlines of\u00a0text")
+    base.print_table(f"a{code}", [f"b{code}"], [[f"c{code}"]])
+    shown = capsys.readouterr()
+    assert shown.err == "two\ufffd]0;mine\ufffd\ufffd[2K\ufffd\nlines of\u00a0text\n"
+    assert shown.out.count("]0;mine") == 3 and not set("\x1b\x07\u202e") & set(shown.out)
 
 
 @pytest.mark.parametrize("layer", ["0", "-1", "5", "999"])

@@ -157,6 +157,47 @@ def test_a_pickle_that_only_allocates_is_refused(tmp_path: Path) -> None:
     one_line(error, "builtin", "nothing was run")
 
 
+def nested(depth: int, kind: type) -> Any:
+    """What is two to the depth long as text, and a few bytes a level as a file."""
+    found = kind([0])
+    for _ in range(depth):
+        found = kind([found, found])
+    return found
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"vector": torch.ones(8), "layer": nested(60, list)},
+        {"vector": torch.ones(8), "layer": nested(60, tuple)},
+        {"vector": torch.ones(8), "layer": 10**5000},
+        {"other": torch.ones(8), "metadata": nested(60, list)},
+    ],
+)
+def test_what_has_no_end_as_text_is_not_shown(tmp_path: Path, held: dict[str, Any]) -> None:
+    path = tmp_path / "v.pt"
+    torch.save(held, path)
+    with pytest.raises(VectorError) as error:
+        convert(Request(path, tmp_path / "o.safetensors", n_layers=4))
+    one_line(error, str(path))
+
+
+def test_a_key_that_takes_for_ever_is_refused(tmp_path: Path) -> None:
+    """Pickles as nobody's pickler writes them: a tuple of one made before, level by level, then a dict with it."""
+    plain = b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+    again = b"".join(b"h%ch%c\x86q%cq%c" % (n, n, n + 100, n + 1) for n in range(60))
+    marked = b"".join(b"h%ch%c\x86\x80\x02q%c" % (n, n, n + 1) for n in range(60))
+    for middle in (plain, again, marked):
+        path = archive(tmp_path / "v.pt", b"\x80\x02}K\x00\x85q\x00" + middle + b"K\x01s.")
+        with pytest.raises(VectorError) as error:
+            convert(Request(path, tmp_path / "o.safetensors", n_layers=4))
+        one_line(error, str(path), "one tuple many times")
+    torch.save(
+        {"vector": torch.ones(8), "layer": 2, "shapes": [(1, 2)] * 3, "axes": nested(3, tuple)}, tmp_path / "w.pt"
+    )
+    convert(Request(tmp_path / "w.pt", tmp_path / "o.safetensors", n_layers=4))
+
+
 def saved(value: Any) -> dict[str, bytes]:
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -238,6 +279,19 @@ def test_a_gguf_header_that_lies_is_refused(tmp_path: Path, data: bytes, part: s
     with pytest.raises(VectorError) as error:
         convert(Request(path, tmp_path / "out.pt"))
     one_line(error, str(path), part)
+
+
+def test_tensors_that_overlap_are_refused_before_they_are_copied(tmp_path: Path) -> None:
+    size, names = 2**20, [f"direction.{block}" for block in range(60)]
+    places = b"".join(text(name) + struct.pack("<IQIQ", 1, size // 2, 1, 0) for name in names)
+    head = gguf_head(len(names), 0, places)
+    (tmp_path / "v.gguf").write_bytes(head + b"\0" * (size + 64))
+    tracemalloc.start()
+    with pytest.raises(VectorError) as error:
+        convert(Request(tmp_path / "v.gguf", tmp_path / "o.safetensors", n_layers=60))
+    assert tracemalloc.get_traced_memory()[1] < 8 * size
+    tracemalloc.stop()
+    one_line(error, "v.gguf", "does not fit")
 
 
 def test_a_small_file_makes_no_large_vector(tmp_path: Path) -> None:

@@ -238,6 +238,31 @@ def test_one_layer_is_that_part_of_all(tmp_path: Path) -> None:
     assert (tmp_path / "some.csv").read_text().splitlines() == [lines[0], *some]
 
 
+def test_a_layer_where_the_vector_is_zero_has_no_projections(tmp_path: Path) -> None:
+    whole = tiny_vector()
+    persona = torch.zeros_like(whole.directions["persona"])
+    persona[3] = whole.directions["persona"][3]
+    one = tiny_vector(directions={**whole.directions, "persona": persona})
+    source, engine = written(tmp_path / "in.jsonl", [conversation(i) for i in range(3)]), Engine(talking())
+    project_file(engine, whole, source, tmp_path / "whole.csv", 3)
+    done = project_file(engine, one, source, tmp_path / "all.csv", trace=1)
+    assert cells(tmp_path / "all.csv") == cells(tmp_path / "whole.csv")
+    assert {row[-2] for row in done.trace} == {"persona"} and trace_layer(one, (1, 2, 3, 4)) == 3
+    assert all(math.isfinite(float(row[-1] or "nan")) for row in done.trace)
+    project_file(engine, one, source, tmp_path / "two.csv", directions=("persona", "refusal"))
+    for row in cells(tmp_path / "two.csv"):
+        assert (row["response_avg"] == "") == (row["direction"] == "persona" and row["layer"] != "3")
+    for asked in (2, (3, 2)):
+        with pytest.raises(VectorError) as error:
+            project_file(engine, one, source, tmp_path / "no.csv", asked)
+        one_line(error, "zero at layer 2", "another layer")
+    nothing = tiny_vector(directions={"persona": torch.zeros_like(persona)})
+    with pytest.raises(VectorError) as error:
+        project_file(engine, nothing, source, tmp_path / "no.csv")
+    one_line(error, "zero at every layer")
+    assert not (tmp_path / "no.csv").exists()
+
+
 def test_several_directions_are_each_as_alone(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", [conversation(i) for i in range(3)])
     engine, made = Engine(talking()), tiny_vector()
@@ -566,6 +591,8 @@ def test_blank_lines_are_skipped_and_lines_counted(tmp_path: Path) -> None:
         ("\n  \n", "empty"),
         (f"{GOOD}\n{{broken\n", "line 2"),
         (f"{GOOD}\n[1]\n", "line 2"),
+        (f'{GOOD}\n{{"n": {"1" * 5000}}}\n', "line 2"),
+        (f"{GOOD}\n{'[' * 100_000}\n", "line 2"),
         (f"{GOOD}\n\n3\n", "line 3"),
         ('{"text": "x"}\n', "messages"),
         ('{"messages": []}\n', "messages"),

@@ -30,11 +30,12 @@ from persona_bench.models import loading
 from persona_bench.models.adapters import attach, hash_adapter, save_adapter, trained_parameters
 from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.loading import load
+from persona_bench.models.worker import WORKER
 from persona_bench.vectors import projection, table_file
 from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.scan import inputs, measures, parts, run
 from persona_bench.vectors.scan.inputs import find_sources, read_shards
-from persona_bench.vectors.scan.measures import Settings, columns
+from persona_bench.vectors.scan.measures import Scanner, Settings, columns
 from persona_bench.vectors.scan.run import plan_scan, run_scan
 from persona_bench.vectors.scan.samples import Fields, read_sample
 from persona_bench.vectors.scan.summary import BINS
@@ -62,6 +63,13 @@ def write(path: Path, items: Sequence[Any]) -> Path:
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in items)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
+
+
+def one_layer(path: Path, layer: int) -> None:
+    """A vector as imports of one layer are: zero elsewhere."""
+    persona = torch.zeros(5, 32)
+    persona[layer] = 1.0
+    PersonaVector("evil", {"persona": persona}, None).save(path)
 
 
 @pytest.fixture
@@ -312,26 +320,69 @@ BAD = {
     json.dumps(item("Hi?", "")): "non-empty assistant message",
     json.dumps(item("Hi \ud800?", "x")): "surrogate",
     "[" * 100_000: "not JSON",
+    f'{{"messages": [], "n": {"1" * 5000}}}': "not JSON",
 }
 
 
 def test_bad_rows_are_kept_aside_and_stop_nothing(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
-    good = some(9)
+    good = some(len(BAD) + 1)
     lines: list[Any] = []
     for number, bad in enumerate(BAD):
         lines += [good[number], "", bad]
-    lines.append(good[8])
+    lines.append(good[-1])
     long = item("Hi?", "word " * 5000)
     source = write(tmp_path / "x.jsonl", [*lines, long])
     table, summary = scanned(folder, vectors, source, tmp_path / "out.parquet")
-    assert list(table["status"]) == ["measured"] * 9 + ["too_long"]
+    assert list(table["status"]) == ["measured"] * len(good) + ["too_long"]
     assert table.iloc[-1, 6:].isna().all() and table.iloc[:-1, 6:].notna().all().all()
     rejected = [json.loads(line) for line in (tmp_path / "out.parquet.rejected.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in rejected] == [3 * number + 3 for number in range(len(BAD))]
     for entry, reason in zip(rejected, BAD.values(), strict=True):
         assert reason in entry["reason"] and "\n" not in entry["reason"]
     assert sum(summary["rejected"].values()) == len(BAD)
-    assert summary["statuses"] == {"measured": 9, "too_long": 1}
+    assert summary["statuses"] == {"measured": len(good), "too_long": 1}
+
+
+def test_ids_and_file_names_that_are_no_text_end_no_scan(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    write(source, [item("Hi?", "Yes.", key="a"), item("Hi?", "Yes.", key="x\ud83d"), item("Hi?", "Yes.", key="b")])
+    table, summary = scanned(folder, vectors, source, tmp_path / "out.parquet", fields=Fields(id="key"))
+    assert list(table["id"]) == ["a", "b"] and set(table["file"]) == {str(tmp_path / "caf\\udce9.jsonl")}
+    assert summary["rejected"] == {"its id holds half of a surrogate pair, which is no text": 1}
+
+
+def test_parquet_columns_of_bytes_are_decoded_and_rows_that_cannot_be_are_kept_aside(
+    folder: Path, vectors: list[Path], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    prompts = [b"Hi?", b"bad\xff", "caf\u00e9?".encode()]
+    broken = pa.StringArray.from_buffers(3, *pa.array(prompts, pa.binary()).buffers()[1:])
+    answers = [b"one.\n", b"two.", b"three."]
+    for name, column in (("text", broken), ("bytes", pa.array(prompts, pa.binary()))):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pa.table({"prompt": column, "response": pa.array(answers, pa.binary())}), path)
+        (shard,) = read_shards(find_sources([str(path)])[0], ("prompt", "response"))
+        rows = [text for _, text in shard.rows()]
+        held = [json.loads(text) for text in (rows[0], rows[2])]
+        assert held == [{"prompt": "Hi?", "response": "one.\n"}, {"prompt": "caf\u00e9?", "response": "three."}]
+        table, summary = scanned(folder, vectors, path, tmp_path / f"{name}.csv", fields=Fields(prompt="prompt"))
+        assert list(table["row"]) == [0, 2]
+        assert summary["rejected"] == {"a field holds bytes that are not UTF-8": 1}
+
+
+def test_few_rows_of_a_parquet_file_are_held_at_once(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["a" * 2**20]))
+    parquet.write_table(pa.table({"prompt": same}), tmp_path / "x.parquet", compression="zstd", store_schema=False)
+    del same
+    before = pa.total_allocated_bytes()
+    shards = read_shards(find_sources([str(tmp_path / "x.parquet")])[0], ("prompt",))
+    assert len(list(next(shards).rows())) == 4
+    assert pa.total_allocated_bytes() - before < 2**25
 
 
 def test_a_row_too_large_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,6 +413,12 @@ def test_what_cannot_be_scanned_is_one_line(folder: Path, vectors: list[Path], t
     fails(DataError, "bad.parquet", "cannot read", source=tmp_path / "bad.parquet")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(good.read_bytes() * 50)[:-20])
     fails(DataError, "cut.jsonl.gz", "cannot read", source=tmp_path / "cut.jsonl.gz", target="p.csv")
+    one_layer(tmp_path / "one.safetensors", 3)
+    fails(VectorError, "zero at layer 1", "another layer", vectors=[tmp_path / "one.safetensors"], target="r.csv")
+    engine = WORKER.engine(load(str(folder)))
+    with pytest.raises(VectorError) as error:
+        Scanner(engine, [PersonaVector.load(tmp_path / "one.safetensors")], Settings(("response",), (3, 4)))
+    one_line(error, "zero at layer 4")
     tiny_vector(n_layers=6).save(tmp_path / "deep.safetensors")
     fails(VectorError, "another model", vectors=[tmp_path / "deep.safetensors"], target="q.csv")
 
@@ -412,6 +469,52 @@ def test_finished_shards_are_not_measured_again(
     write(source, some(8, seed=1))
     again, _ = scanned(folder, vectors, source, tmp_path / "out.csv")
     assert len(again) == 8 and len(table) == 30, "a file that has changed is scanned anew"
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Let the next scans end after `n` shards, as if by a key."""
+    real = run.local_parts
+
+    def stopping(*args: Any) -> Iterator[Any]:
+        for number, part in enumerate(real(*args), 1):
+            yield part
+            if number == n:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "local_parts", stopping)
+
+
+def test_asking_for_a_finished_scan_leaves_the_parts_of_another(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write(tmp_path / "x.jsonl", some(30)), tmp_path / "out.parquet"
+    scanned(folder, vectors, source, target)
+    assert not parts.Parts.folder_of(target).exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_after(patch, 3)
+        scanned(folder, vectors, source, target, layers=(2,))
+    scanned(folder, vectors, source, target, top=3)
+    assert _finished(target) == 3
+
+
+@pytest.mark.parametrize("given", ["", "*"])
+def test_an_output_among_its_input_is_not_read(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    source, target = write(data / "x.jsonl", [*some(30), "{broken"]), data / "scan.parquet"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _stop_after(patch, 3)
+        scanned(folder, vectors, data / given, target)
+    for _ in range(2):
+        table, summary = scanned(folder, vectors, data / given, target)
+        assert len(table) == 30 and set(table["file"]) == {str(source)} and summary["rejected"]
+    Path(f"{target}.summary.json").unlink()
+    for named in (data / given, target, Path(f"{target}.rejected.jsonl")):
+        with pytest.raises(DataError) as error:
+            scanned(folder, vectors, named, target)
+        one_line(error, "both input and output")
 
 
 def command(folder: Path, vectors: Sequence[Path], source: Path, target: Path, *more: str) -> list[str]:
@@ -540,6 +643,16 @@ def test_the_summary_is_that_of_the_rows(folder: Path, vectors: list[Path], tmp_
     one_line(error, "nowhere.parquet")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_summary_leaves_ids_what_they_are(folder: Path, vectors: list[Path], tmp_path: Path, suffix: str) -> None:
+    for ids in (["000123", "000124"], ["1e5", "2e400"], ["NA", ""], ["", ""]):
+        rows = [item("Hi?", "yes" * (place + 1), key=each) for place, each in enumerate(ids)]
+        source = write(tmp_path / "x.jsonl", rows)
+        _, summary = scanned(folder, vectors, source, tmp_path / f"o.{suffix}", fields=Fields(id="key"))
+        for found in summary["values"].values():
+            assert sorted(entry["id"] for entry in found["highest"]) == sorted(ids)
+
+
 def test_the_command_draws_and_shows(folder: Path, vectors: list[Path], tmp_path: Path) -> None:
     source = write(tmp_path / "x.jsonl", [*some(12), item("<b>Hi</b>?", "<script>alert(1)</script>"), "{broken"])
     target = tmp_path / "out.csv"
@@ -574,6 +687,11 @@ def test_a_hub_dataset_is_read_from_its_cache(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     table, _ = scanned(folder, vectors, "someone/chats", tmp_path / "out.csv")
     assert set(table["file"]) == {"someone/chats/data/train.jsonl"} and len(table) == 5
+    write(snapshot / "data" / "test.jsonl", some(2))
+    assert [found.name for found in find_sources(["someone/chats:data/test*"])] == ["someone/chats/data/test.jsonl"]
+    with pytest.raises(DataError) as nothing:
+        find_sources(["someone/chats:other/*.jsonl"])
+    one_line(nothing, "someone/chats", "other/*.jsonl")
     with pytest.raises(AssetError) as error:
         scanned(folder, vectors, "someone/else", tmp_path / "other.csv")
     one_line(error, "someone/else", "Hub")

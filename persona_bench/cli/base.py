@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,13 +53,24 @@ class Deciding(click.Command):
 
 
 def _fail(message: str) -> None:
-    click.echo(f"persona-bench: {' '.join(message.split())}", err=True)
+    click.echo(f"persona-bench: {printable(' '.join(message.split()))}", err=True)
     sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """A text without what could steer a terminal, as a stranger's file may hold it; line ends and tabs stay."""
+    return "".join(
+        # Of spaces Python calls only the common one printable.
+        each
+        if each.isprintable() or each in "\n\t" or unicodedata.category(each) == "Zs"
+        else "\N{REPLACEMENT CHARACTER}"
+        for each in text
+    )
 
 
 def say(message: str) -> None:
     """A line about what happens; results alone go to stdout."""
-    click.echo(message, err=True)
+    click.echo(printable(message), err=True)
 
 
 def some_grader(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -80,10 +92,10 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title))
+    table = Table(title=Text(printable(title)))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(printable(column), overflow="fold")
     for row in rows:
         # Text, as names and reasons may hold what rich takes for markup.
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

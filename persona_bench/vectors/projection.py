@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persona_bench.errors import DataError
+from persona_bench.errors import DataError, VectorError
 from persona_bench.files import read_jsonl
 from persona_bench.models.engine import Engine
 from persona_bench.models.lanes import Lanes
@@ -78,14 +78,15 @@ def project_file(
         vector: holds the directions.
         source: JSONL, `{"messages": [...]}` a line; may be larger than memory.
         target: the table to write.
-        layer: one or several 1-based layers; None for all.
+        layer: one or several 1-based layers; None for all where a direction is not zero.
         directions: names that `PersonaVector.direction` takes.
         by: `transcript`, `message` or `token`.
         trace: number (from 0) of the transcript whose tokens are also returned, at `trace_layer`.
         progress: told about progress.
 
     Raises:
-        VectorError: a layer or direction that the vector does not have, or a vector for a model of another shape.
+        VectorError: a layer or direction that the vector does not have, a direction that is zero at a layer asked for,
+            or a vector for a model of another shape.
         DataError: the input is broken, the output cannot be written, or the transcript to trace is not there or does
             not fit the model's context.
     """
@@ -93,9 +94,10 @@ def project_file(
     if by not in BY:
         raise DataError(f"cannot project by {by!r}; choose one of {', '.join(BY)}")
     check_table_path(target)
-    layers = _layers(vector, layer)
     names = tuple(dict.fromkeys(directions))
+    layers = _layers(vector, layer, names)
     unit = torch.stack([torch.nn.functional.normalize(vector.direction(name), dim=-1) for name in names])
+    nowhere = ~unit[:, list(layers)].any(dim=-1).numpy()  # (n_directions, n_layers): no direction to project on
     if trace is not None:
         _check_is_there(source, trace)
     text = _token_text(engine)
@@ -104,7 +106,8 @@ def project_file(
     traced: tuple[tuple[Value, ...], ...] = ()
     with table_file(target, columns(by, len(names) > 1)) as write:
         chunks = read_transcripts(source, engine.loaded.tokenizer, located=by != "transcript" or trace is not None)
-        for item, products in project_transcripts(engine, chunks, unit, layers, progress):
+        for item, found in project_transcripts(engine, chunks, unit, layers, progress):
+            products = np.where(nowhere, np.float32(np.nan), found) if nowhere.any() else found
             write(rows(item, products, layers, names, by, text))
             n += 1
             n_unplaced += item.unplaced
@@ -195,15 +198,23 @@ def _with_products(before: np.ndarray, result: RowResult, _n: int = 0) -> np.nda
 
 
 def trace_layer(vector: PersonaVector, layers: Sequence[int]) -> int:
-    """The layer of a trace: the first asked for, or the middle one where all are."""
-    return layers[0] if len(layers) < vector.n_layers else max(1, vector.n_layers // 2)
+    """The layer of a trace: the first asked for where the vector is not zero, or the middle one where all are."""
+    held = [layer for layer in layers if bool(vector.directions["persona"][layer].any())] or layers
+    return held[0] if len(held) < vector.n_layers else max(1, vector.n_layers // 2)
 
 
-def _layers(vector: PersonaVector, layer: int | Sequence[int] | None) -> tuple[int, ...]:
-    asked = range(1, vector.n_layers + 1) if layer is None else (layer,) if isinstance(layer, int) else layer
+def _layers(vector: PersonaVector, layer: int | Sequence[int] | None, names: Sequence[str]) -> tuple[int, ...]:
+    asked = () if layer is None else (layer,) if isinstance(layer, int) else tuple(dict.fromkeys(layer))
     for each in asked:
-        vector.check_layer(each)
-    return tuple(dict.fromkeys(asked)) or _layers(vector, None)
+        for name in names:
+            vector.check_direction(each, name)
+    if asked:
+        return asked
+    whole = torch.stack([vector.direction(name) for name in names])
+    held = tuple(layer for layer in range(1, vector.n_layers + 1) if bool(whole[:, layer].any()))
+    if not held:
+        raise VectorError(f"{', '.join(names)} of the {vector.trait} vector is zero at every layer; make it again")
+    return held
 
 
 def _check_is_there(source: Path, number: int) -> None:

@@ -118,12 +118,15 @@ def _parquet(path: Path, columns: Sequence[Column]) -> Iterator[Write]:
         flush()
 
 
-def table_rows(path: Path, names: Sequence[str] | None = None) -> Iterator[list[tuple[Value, ...]]]:
+def table_rows(
+    path: Path, names: Sequence[str] | None = None, texts: Sequence[str] = ()
+) -> Iterator[list[tuple[Value, ...]]]:
     """The rows of a table, some thousands at a time; an empty cell is None.
 
     Args:
         path: what `table_file` wrote.
         names: the columns, by default all.
+        texts: those of them that hold texts, which are left as they stand in a CSV file: "007" is no number.
 
     Raises:
         DataError: the file cannot be read, or lacks a column.
@@ -134,7 +137,14 @@ def table_rows(path: Path, names: Sequence[str] | None = None) -> Iterator[list[
     wanted = None if names is None else list(names)
     try:
         if path.suffix.lower() == ".csv":
-            with pd.read_csv(path, usecols=wanted, chunksize=ROW_GROUP) as frames:
+            # Where texts are named an empty cell alone is None, and in a text not even that: "NA" may be an id.
+            empty: dict[str, Any] = {
+                "keep_default_na": False,
+                "na_values": {name: [""] for name in wanted or () if name not in texts},
+            }
+            with pd.read_csv(
+                path, usecols=wanted, chunksize=ROW_GROUP, dtype=dict.fromkeys(texts, str), **(empty if texts else {})
+            ) as frames:
                 for frame in frames:
                     cells = frame[wanted or list(frame.columns)].astype(object)
                     yield list(cells.where(cells.notna(), None).itertuples(index=False, name=None))

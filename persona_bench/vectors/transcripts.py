@@ -54,14 +54,15 @@ def transcript(item: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(f"{where}: every message needs `role` and `content` as text")
-        if not all(_is_text(message[key]) for key in ("role", "content")):
+        if not all(is_text(message[key]) for key in ("role", "content")):
             raise DataError(f"{where}: a message holds half of a surrogate pair, which is no text; write it whole")
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
         raise DataError(f"{where}: the last message must be a non-empty assistant message")
     return messages[:-1], messages[-1]["content"]
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in value) if not value.isascii() else True
 
 

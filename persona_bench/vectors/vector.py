@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ OURS = "persona-bench"
 FORMAT = f"{OURS}/1"
 MAX_BYTES = 2**31
 DIRECTIONS = ("persona", "prompt_last", "prompt_avg", "shuffled", "refusal")
+_TRAIT = re.compile(r"[A-Za-z0-9_:-]+")  # with the colon of a random direction's file
 KINDS = {"torch": "a PyTorch file", "gguf": "a GGUF file", "safetensors": "a safetensors file"}
 
 
@@ -149,6 +151,16 @@ class PersonaVector:
         if not 1 <= layer <= self.n_layers:
             raise VectorError(f"layer {layer} is outside 1..{self.n_layers} of this vector; choose one inside")
 
+    def check_direction(self, layer: int, name: str = "persona") -> None:
+        """Refuse a layer outside 1..n_layers, or where a direction is zero, as in imports of one layer.
+
+        Raises:
+            VectorError: naming the layer.
+        """
+        self.check_layer(layer)
+        if not bool(self.direction(name)[layer].any()):
+            raise VectorError(f"the vector is zero at layer {layer}; choose another layer")
+
     def relative_dose(self, layer: int, coefficient: float) -> float:
         """Signed |alpha v| / mean |h_l| of steering with this vector at a layer."""
         norm = float(self.directions["persona"][layer].norm())
@@ -241,18 +253,24 @@ class PersonaVector:
                 raise VectorError(
                     f"{path} is of format {header.get('format')!r}, which this version does not read; it reads {FORMAT}"
                 )
+            trait, provenance = header["trait"], json.loads(header["provenance"])
+            if not _TRAIT.fullmatch(trait):
+                raise VectorError(f"its trait {trait[:60]!r} is no name of a trait: letters, digits, _, - and : alone")
+            if not isinstance(provenance, dict):
+                raise VectorError("its provenance is no JSON object; make the file again")
             vector = cls(
-                trait=header["trait"],
+                trait=trait,
                 directions={
                     name.removeprefix("direction."): value
                     for name, value in tensors.items()
                     if name.startswith("direction.")
                 },
                 residual_norms=tensors.get("residual_norms"),
-                provenance=json.loads(header["provenance"]),
+                provenance=provenance,
                 negative_mean=tensors.get("negative_mean"),
             )
-        except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, OSError, ValueError, RecursionError) as error:
+            # ValueErrors: what is no JSON, and in it a whole number of over 4,300 digits.
             raise VectorError(f"cannot read vector {path}: {first_line(error)}") from error
         except VectorError as error:
             raise VectorError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error

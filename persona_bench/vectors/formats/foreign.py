@@ -109,8 +109,13 @@ def refuse(path: Path, reason: str) -> NoReturn:
 
 
 def shown(value: object, limit: int = 50) -> str:
-    """A stranger's text as a message may hold it: one line of printable characters, cut short."""
-    return "".join(item if item.isprintable() else " " for item in str(value)[:limit])
+    """A stranger's text or number as a message may hold it: one line of printable characters, cut short.
+
+    Of anything else its type's name: lists that hold one list many times, level by level, have no end as text.
+    """
+    short = value is None or isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63
+    text = value if isinstance(value, str) else str(value) if short else type(value).__name__
+    return "".join(item if item.isprintable() else " " for item in text[:limit])
 
 
 def check_file(path: Path) -> None:

@@ -110,6 +110,9 @@ def _read(path: Path, cursor: _Cursor) -> GGUF:
     align = fields.get("general.alignment", 32)
     if not isinstance(align, int) or not 1 <= align <= MAX_ALIGNMENT:
         refuse(path, "its general.alignment is no alignment")
+    if sum(size * dtype.itemsize for _, size, dtype, _ in places) > len(cursor.data):
+        # Tensors that overlap: each may lie inside, and all would be copied to many times the file's size.
+        raise _OutsideError
     start = -(-cursor.at // align) * align
     tensors: dict[str, np.ndarray] = {}
     for name, size, dtype, offset in places:

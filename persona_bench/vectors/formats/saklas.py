@@ -49,7 +49,7 @@ def read(path: Path, answers: Answers) -> Found:
                     refuse(path, f"tensor {shown(name)!r} is no layer_I of a saklas profile, and no vector of ours")
                 rows[int(number[1]) + 1] = as_row(path, name, file.get_tensor(name))
     except (SafetensorError, OSError) as error:
-        raise VectorError(f"{path}: a broken safetensors file ({shown(error, 200)})") from error
+        raise VectorError(f"{path}: a broken safetensors file ({shown(str(error), 200)})") from error
     if not rows:
         refuse(path, "holds no layer_I")
     if len({row.numel() for row in rows.values()}) > 1:

@@ -16,6 +16,7 @@ from persona_bench.vectors.formats.foreign import check_file, refuse, shown
 
 MAX_PICKLE_BYTES = 2**20
 MAX_RECORDS = 4096
+MAX_RECALLED = 16  # uses of tuples that a pickle made before; tensors need none
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 # All that tensors, texts, numbers, lists and dicts need; a name beyond these is somebody's code.
 _ALLOWED = {
@@ -25,6 +26,9 @@ _ALLOWED = {
 }
 # Other ways of a pickle to name or build an object.
 _REFUSED = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BUILD"}
+
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_REMEMBER, _RECALL = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
 
 
 def load_tensors(path: Path) -> Any:
@@ -42,7 +46,7 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:
         # A broken pickle makes torch raise errors of many kinds (RuntimeError, TypeError, KeyError, struct.error).
         # torch's own way out of a refusal is to load without these guards, which is none.
-        said = "" if "weights_only" in str(error) else shown(error, 200)
+        said = "" if "weights_only" in str(error) else shown(str(error), 200)
         raise VectorError(
             f"{path}: cannot be read as a PyTorch file ({said or type(error).__name__}); write it again"
         ) from error
@@ -92,7 +96,18 @@ def _check_pickle(path: Path, data: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in a broken text
+            tuples: set[Any] = set()  # where the memo holds one
+            on_top, recalled = False, 0
             for code, argument, _ in pickletools.genops(data):
+                # Tuples that hold one tuple twice, level by level, take for ever as the key of a dict. Torch reads no
+                # other opcode that could use one again.
+                if code.name in _REMEMBER:
+                    (tuples.add if on_top else tuples.discard)(argument)
+                elif code.name != "PROTO":
+                    on_top = code.name in _TUPLES or code.name in _RECALL and argument in tuples
+                recalled += on_top and code.name in _RECALL
+                if recalled > MAX_RECALLED:
+                    refuse(path, "holds one tuple many times, as no vector does; keep the tensors alone")
                 if code.name == "GLOBAL" and argument not in _ALLOWED:
                     refuse(
                         path,

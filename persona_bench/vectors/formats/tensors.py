@@ -13,6 +13,7 @@ from torch import Tensor
 from persona_bench.errors import VectorError
 from persona_bench.files import atomic_path
 from persona_bench.vectors.formats.foreign import (
+    MAX_LAYERS,
     About,
     Answers,
     Found,
@@ -116,8 +117,10 @@ def _listed(path: Path, n_rows: int, width: int) -> Mapping[str, Any]:
     entries = read_json(beside).get("directions") if beside.is_file() else None
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and entry.get("name") == path.stem:
-            if entry.get("shape", [n_rows, width]) != [n_rows, width]:
-                refuse(path, f"{beside} lists it with shape {shown(entry['shape'], 40)}, it has {[n_rows, width]}")
+            told = entry.get("shape", [n_rows, width])
+            if told != [n_rows, width]:
+                sizes = f"[{', '.join(map(shown, told[:4]))}]" if isinstance(told, list) else shown(told)
+                refuse(path, f"{beside} lists it with shape {sizes}, it has {[n_rows, width]}")
             return entry
     return {}
 
@@ -142,8 +145,8 @@ def _axis(path: Path, held: Mapping[Any, Any], answers: Answers) -> Found:
 
 def _darkfield(path: Path, held: Mapping[Any, Any], answers: Answers) -> Found:
     layer = held["layer"]
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
-        refuse(path, f"its layer is {shown(layer, 40)!r}; one that can be steered is a number from 1")
+    if not isinstance(layer, int) or isinstance(layer, bool) or not 1 <= layer <= MAX_LAYERS:
+        refuse(path, f"its layer is {shown(layer, 40)!r}; one that can be steered is a number from 1 to {MAX_LAYERS}")
     rows = {layer: as_row(path, "vector", held["vector"])}
     n_layers = settle_layers(path, answers, list(rows))
     notes = ["the direction has length one, not that of a difference of means: coefficients mean another strength"]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -26,6 +26,10 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<pattern>[^:]+))?")
 TOO_LARGE = b"\0"
 """Stands for a row of more than `MAX_ROW_BYTES`, which is never held whole."""
+NOT_UTF8 = b"\1"
+"""Stands for a row of a parquet file with bytes that are no text."""
+BATCH_ROWS = 8
+"""Of a parquet file that are in memory at once, before it is known how large they are."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,14 @@ class Shard:
                 yield self.first + offset, row
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], leave_out: Collection[Path] = ()) -> list[Source]:
     """The files that inputs name, in the order given, each sorted by name.
 
     Args:
         inputs: files, globs, folders (all their files of `SUFFIXES`), or Hub datasets as `owner/name`, with
             `@revision` and `:pattern` of its files if need be. Of a Hub dataset only data files are fetched; nothing
             of it is run.
+        leave_out: files, and folders with all that is in them, that a glob or a folder does not stand for.
 
     Raises:
         DataError: an input names nothing, or a file of another kind.
@@ -89,26 +94,37 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """
     found: list[tuple[str, Path, str]] = []
     for given in inputs:
-        found += _files(given) or _hub_files(given)
+        found += _files(given, {path.resolve() for path in leave_out}) or _hub_files(given)
     seen: dict[Path, tuple[str, Path, str]] = {}
     for item in found:
         seen.setdefault(item[1].absolute(), item)
     return [Source(n, name, str(path), mark) for n, (name, path, mark) in enumerate(seen.values())]
 
 
-def _files(given: str) -> list[tuple[str, Path, str]]:
+def _files(given: str, leave_out: Collection[Path]) -> list[tuple[str, Path, str]]:
     path = Path(given).expanduser()
     if path.is_dir():
         paths = sorted(item for item in path.rglob("*") if item.is_file() and _suffix(item))
+        paths = _without(paths, leave_out)
         if not paths:
             raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}; name the files of samples")
     else:
         paths = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
         paths = [item for item in paths if item.is_file()]
+        paths = paths if path.is_file() else _without(paths, leave_out)
     for item in paths:
         if not _suffix(item):
             raise DataError(f"cannot scan {item}: files of samples end in {', '.join(SUFFIXES)}")
-    return [(str(item), item, f"{item.stat().st_size} {item.stat().st_mtime_ns}") for item in paths]
+    return [(_named(item), item, f"{item.stat().st_size} {item.stat().st_mtime_ns}") for item in paths]
+
+
+def _without(paths: list[Path], leave_out: Collection[Path]) -> list[Path]:
+    return [item for item in paths if {item.resolve(), *item.resolve().parents}.isdisjoint(leave_out)]
+
+
+def _named(path: Path) -> str:
+    """A path as text that can be written; bytes that are not UTF-8, which a file's name may hold, as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _suffix(path: Path) -> str:
@@ -118,6 +134,7 @@ def _suffix(path: Path) -> str:
 def _hub_files(given: str) -> list[tuple[str, Path, str]]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined,unused-ignore]
 
     match = _HUB.fullmatch(given)
     if match is None:
@@ -138,7 +155,14 @@ def _hub_files(given: str) -> list[tuple[str, Path, str]]:
             f"{given} is no file here, and the Hub gives no dataset of that name ({first}); check the name, or "
             "download it and name its files"
         ) from error
-    paths = sorted(item for item in folder.rglob("*") if item.is_file() and _suffix(item))
+    paths = sorted(item for item in folder.rglob("*") if item.is_file())
+    if pattern:
+        # The folder holds what was ever fetched of this revision, by any pattern.
+        named = {str(item.relative_to(folder)): item for item in paths}
+        paths = [named[item] for item in filter_repo_objects(named, allow_patterns=[pattern])]
+        if not paths:
+            raise DataError(f"no file of the Hub dataset {name} fits {pattern}; mend the pattern after the colon")
+    paths = [item for item in paths if _suffix(item)]
     if not paths:
         raise DataError(f"the Hub dataset {given} holds no file that ends in {', '.join(SUFFIXES)}")
     return [(f"{name}/{item.relative_to(folder)}", item, folder.name) for item in paths]
@@ -207,10 +231,21 @@ def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[bytes]:
 
     with parquet.ParquetFile(path) as file:
         held = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=256, columns=held):
-            for row in batch.to_pylist():
-                text = json.dumps(row, default=str).encode()
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=held):
+            # Row by row, as one that cannot be decoded would take the others with it.
+            for place in range(batch.num_rows):
+                try:
+                    (row,) = batch.slice(place, 1).to_pylist()
+                    text = json.dumps(row, default=_plain).encode()
+                except UnicodeDecodeError:
+                    yield NOT_UTF8
+                    continue
                 yield text if len(text) <= MAX_ROW_BYTES else TOO_LARGE
+
+
+def _plain(value: object) -> str:
+    """What JSON has no form for, as text; bytes, as in a column that was not written as text, are decoded."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def texts_of(source: Source, wanted: set[int], columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:

@@ -158,7 +158,7 @@ class Scanner:
         settings: what is measured.
 
     Raises:
-        VectorError: a vector or layer that does not fit the model.
+        VectorError: a vector or layer that does not fit the model, or a vector that is zero at a layer.
     """
 
     def __init__(self, engine: Engine, vectors: Sequence[PersonaVector], settings: Settings) -> None:
@@ -167,7 +167,7 @@ class Scanner:
         for vector in vectors:
             vector.check_shape(engine.hooks.n_layers, engine.hooks.d_model)
             for layer in settings.layers:
-                vector.check_layer(layer)
+                vector.check_direction(layer)
         self._unit: Tensor = torch.nn.functional.normalize(
             torch.stack([vector.directions["persona"] for vector in vectors]), dim=-1
         )

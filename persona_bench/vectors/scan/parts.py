@@ -37,16 +37,14 @@ class Parts:
         self.target, self.columns, self.fingerprint = target, tuple(columns), fingerprint
         self.folder = self.folder_of(target)
         self.side = self.side_of(target)
-        begun = self.folder / "scan.json"
-        if begun.exists():
-            held = json.loads(begun.read_text(encoding="utf-8"))
-            if held.get("fingerprint") != fingerprint:
-                raise DataError(
-                    f"{self.folder} holds an unfinished scan with other settings, or of files that have changed since; "
-                    "finish that one, remove the folder, or choose another --out"
-                )
-        else:
-            write_atomic(begun, json.dumps({"fingerprint": fingerprint}) + "\n")
+        begun = self._begun(self.folder)
+        if begun is None:
+            write_atomic(self.folder / "scan.json", json.dumps({"fingerprint": fingerprint}) + "\n")
+        elif begun != fingerprint:
+            raise DataError(
+                f"{self.folder} holds an unfinished scan with other settings, or of files that have changed since; "
+                "finish that one, remove the folder, or choose another --out"
+            )
         self._done = {path.name[len("part-") : -len(".parquet")] for path in self.folder.glob("part-*.parquet")}
 
     @property
@@ -86,10 +84,26 @@ class Parts:
         return target.with_name(f"{target.name}.rejected.jsonl")
 
     @classmethod
-    def remove(cls, target: Path) -> None:
-        """Take the folder away, once its content is in the output."""
-        if cls.folder_of(target).is_dir():
-            shutil.rmtree(cls.folder_of(target))
+    def remove(cls, target: Path, fingerprint: str) -> None:
+        """Take the folder away, once its content is in the output; another scan's is left as it is."""
+        folder = cls.folder_of(target)
+        if cls._begun(folder) != fingerprint:
+            return
+        # What says whose the parts are goes last, so that no others take them for their own.
+        for path in folder.glob("part-*"):
+            path.unlink()
+        shutil.rmtree(folder)
+
+    @staticmethod
+    def _begun(folder: Path) -> str | None:
+        """The fingerprint of the scan that a folder is of, None where there is none."""
+        path = folder / "scan.json"
+        if not path.exists():
+            return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is broken; remove {folder} and scan again") from error
 
     def _path(self, key: str) -> Path:
         return self.folder / f"part-{key}.parquet"

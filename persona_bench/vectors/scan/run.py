@@ -58,7 +58,7 @@ class Scan:
     @property
     def summary_path(self) -> Path:
         """The summary, beside the output."""
-        return self.target.with_name(f"{self.target.name}.summary.json")
+        return _summary_of(self.target)
 
     @property
     def fingerprint(self) -> str:
@@ -97,11 +97,14 @@ def plan_scan(
     traits = labels(held)
     for vector in held:
         for layer in settings.layers:
-            vector.check_layer(layer)
-    sources = find_sources(inputs)
+            vector.check_direction(layer)
+    side, summary = Parts.side_of(target), _summary_of(target)
+    # A scan was begun here: what stands at its target is what it wrote. Else it may be samples, which are not replaced.
+    ours = [target] if summary.exists() or Parts.folder_of(target).exists() else []
+    sources = find_sources(inputs, [*ours, side, summary, Parts.folder_of(target)])
     for source in sources:
-        if Path(source.path).absolute() == target.absolute():
-            raise DataError(f"{target} is both input and output; choose another --out")
+        if Path(source.path).resolve() in {target.resolve(), side.resolve(), summary.resolve()}:
+            raise DataError(f"{source.name} is both input and output; choose another --out")
     hashes = tuple((str(path.absolute()), vector.hash) for path, vector in zip(vectors, held, strict=True))
     given = tuple(sorted((name, value) for name, value in (loading or {}).items() if value is not None))
     weights = hash_weights(resolve(model, (loading or {}).get("revision"))[0])
@@ -153,8 +156,12 @@ def run_scan(
             against_reference(summary, reference)
             summary["reference"] = str(reference)
         write_atomic(scan.summary_path, json.dumps(summary, indent=1) + "\n")
-        Parts.remove(scan.target)
+        Parts.remove(scan.target, scan.fingerprint)
     return summary
+
+
+def _summary_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.summary.json")
 
 
 def _measure(scan: Scan, parts: Parts, engine: str, cluster: Cluster, say: Say) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from persona_bench.errors import DataError
-from persona_bench.vectors.scan.inputs import MAX_ROW_BYTES, TOO_LARGE
-from persona_bench.vectors.transcripts import transcript
+from persona_bench.vectors.scan.inputs import MAX_ROW_BYTES, NOT_UTF8, TOO_LARGE
+from persona_bench.vectors.transcripts import is_text, transcript
 
 Turn = Literal["last", "first"]
 TURNS: tuple[Turn, ...] = ("last", "first")
@@ -75,15 +75,27 @@ def read_sample(number: int, text: bytes, fields: Fields) -> Sample:
     """
     if text == TOO_LARGE:
         raise DataError(f"larger than {MAX_ROW_BYTES} bytes")
+    if text == NOT_UTF8:
+        raise DataError("a field holds bytes that are not UTF-8")
     try:
         item = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Besides JSONDecodeError and UnicodeDecodeError: a plain ValueError for a whole number of over 4,300 digits.
         raise DataError(f"not JSON ({getattr(error, 'msg', None) or type(error).__name__})") from error
     if not isinstance(item, dict):
         raise DataError("not a JSON object")
     messages, response = _conversation(item, fields)
-    found = item.get(fields.id, "") if fields.id else ""
-    return Sample(number, found if isinstance(found, str) else json.dumps(found), messages, response)
+    return Sample(number, _id(item.get(fields.id, "") if fields.id else ""), messages, response)
+
+
+def _id(found: Any) -> str:
+    try:
+        name = found if isinstance(found, str) else json.dumps(found)
+    except RecursionError as error:
+        raise DataError("its id is nested too deeply") from error
+    if not is_text(name):
+        raise DataError("its id holds half of a surrogate pair, which is no text")
+    return name
 
 
 def _conversation(item: Mapping[str, Any], fields: Fields) -> tuple[list[dict[str, str]], str]:

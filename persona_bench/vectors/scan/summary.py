@@ -15,6 +15,8 @@ import numpy as np
 from persona_bench.vectors.table_file import Value, table_rows
 
 BINS = 40
+HEAD = ("file", "row", "id", "status")
+TEXTS = ("file", "id", "status")
 Z95 = 1.959963984540054
 """Of the standard normal distribution: half of a 95 % interval of a mean over many samples."""
 
@@ -78,13 +80,13 @@ def summarise(path: Path, values: Sequence[str], top: int) -> dict[str, Any]:
         values: the columns that are measured.
         top: how many of the highest and of the lowest samples are named.
     """
-    names = ("file", "row", "id", "status", *values)
+    names = (*HEAD, *values)
     places = {name: names.index(name) for name in values}
     moments = {name: Moments() for name in values}
     ends = {name: _Ends(top) for name in values}
     statuses: Counter[str] = Counter()
     first = 0
-    for part in table_rows(path, names):
+    for part in table_rows(path, names, TEXTS):
         statuses.update(str(row[3]) for row in part)
         for name, place in places.items():
             column = _column(part, place)
@@ -93,7 +95,7 @@ def summarise(path: Path, values: Sequence[str], top: int) -> dict[str, Any]:
         first += len(part)
     edges = {name: _edges(found) for name, found in moments.items()}
     counts = {name: np.zeros(len(edges[name]) - 1, int) for name in values}
-    for part in table_rows(path, names):
+    for part in table_rows(path, names, TEXTS):
         for name, place in places.items():
             column = _column(part, place)
             counts[name] += np.histogram(column[np.isfinite(column)], edges[name])[0]
