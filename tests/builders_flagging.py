@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, FLAGGING_SAMPLES, Samples
+from persona_bench.analysis.samples.frames import FINETUNING_SAMPLES, FLAGGING_SAMPLES, Samples, control_columns
 from persona_bench.analysis.tables.finetuning import BASE
 from persona_bench.definitions.flagging import MEASURES, PICKS
+from persona_bench.definitions.trials import RANDOM_DIRECTIONS
 
 LEVELS = {"normal": 0.0, "misaligned_1": 0.5, "misaligned_2": 1.0}
 TRAITS = ("evil", "sycophancy", "hallucination")
@@ -46,9 +47,11 @@ class Flagged:
     families: tuple[str, ...] = ("evil", "sycophancy", "hallucination", "medical")
     seed: int = 0
     _draw: np.random.Generator = field(init=False, repr=False, compare=False)
+    _more: np.random.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_draw", np.random.default_rng(self.seed))
+        object.__setattr__(self, "_more", np.random.default_rng(self.seed + 1))
 
     def make(self) -> Samples:
         """All frames."""
@@ -67,8 +70,11 @@ class Flagged:
     def _row(self, kind: str, family: str, version: str, number: int, trait: str, signal: float, seen: float):
         noise = self._draw.normal(size=6)
         values = {measure: signal * seen + value for measure, value in zip(MEASURES, noise[:3], strict=True)}
+        drawn = np.column_stack([noise[3:], self._more.normal(size=(3, len(RANDOM_DIRECTIONS) - 1))])
         blind = {
-            f"random_{name}": signal * self.control + value for name, value in zip(MEASURES, noise[3:], strict=True)
+            name: signal * self.control + value
+            for measure, along in zip(MEASURES, drawn, strict=True)
+            for name, value in zip(control_columns(measure), along, strict=True)
         }
         return {
             **{"kind": kind, "family": family, "version": version, "trait": trait, "source": "written"},

@@ -21,7 +21,7 @@ from evals.mmlu_preservation import dataset
 from persona_bench import pipeline
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.samples.collect import check_log, collect, read_logs
-from persona_bench.analysis.samples.frames import Samples
+from persona_bench.analysis.samples.frames import Samples, control_columns
 from persona_bench.analysis.tables.build import build_tables
 from persona_bench.analysis.tables.flagging import mixture
 from persona_bench.definitions import presets
@@ -112,10 +112,12 @@ def test_every_sample_is_measured_and_judged_as_it_should(measured: Samples) -> 
     frame = measured.flagging
     kinds = frame.drop_duplicates("sample_id").groupby("kind").size().to_dict()
     assert kinds == {"set": 4 * FEW.examples, "sample": 6 * FEW.samples, "corpus": 8}
-    assert (frame["measured"] == "measured").all() and frame[[*MEASURES[:2], "random_response"]].notna().all().all()
+    assert (frame["measured"] == "measured").all() and frame[
+        [*MEASURES[:2], *control_columns("response")]
+    ].notna().all().all()
     # A random model ends some responses at once, and then has none to compare with.
     lost = frame["difference"].isna()
-    assert (lost == frame["random_difference"].isna()).all() and lost.mean() < 0.1
+    assert (lost == frame[control_columns("difference")[9]].isna()).all() and lost.mean() < 0.1
     single = frame[frame["kind"] == "sample"]
     asked = single.groupby("family")["trait"].agg(lambda names: sorted(set(names))).to_dict()
     assert asked == {"evil": ["evil"], "opinions": ["evil", "sycophancy"], "sycophancy": ["sycophancy"]}
@@ -139,7 +141,7 @@ def test_a_log_by_itself_says_how_well_samples_are_told_apart(home: Path, measur
         assert found[f"sycophancy in opinions by {name}"] == pytest.approx(own)
 
 
-def test_measures_are_those_of_the_scan_and_the_control_of_the_random_direction(
+def test_measures_are_those_of_the_scan_and_the_controls_of_the_random_directions(
     home: Path, measured: Samples, _saved: Path
 ) -> None:
     lines = {line["id"]: line for _, line in read_jsonl(home / "flagging" / "mixture" / "samples.jsonl")}
@@ -152,7 +154,7 @@ def test_measures_are_those_of_the_scan_and_the_control_of_the_random_direction(
     with torch.inference_mode():
         states = model(ids, output_hidden_states=True, use_cache=False).hidden_states[int(row["layer"])][0]
     vector = PersonaVector.load(home / f"{row['trait']}.safetensors")
-    for name, prefix in (("persona", ""), ("random:0", "random_")):
+    for name, prefix in (("persona", ""), ("random:0", "random:0 "), ("random:9", "random:9 ")):
         unit = torch.nn.functional.normalize(vector.direction(name)[int(row["layer"])], dim=0)
         values = (states.float() @ unit).numpy()
         mean = values[len(prompt) :].mean()

@@ -42,6 +42,7 @@ from persona_bench.definitions.presets import FINETUNING, load_finetuning_preset
 from persona_bench.definitions.traits import MAIN_TRAITS, load_trait
 from persona_bench.definitions.trials import ARMS, BASE, Trial, plan_trials
 from persona_bench.errors import RunError
+from persona_bench.inspect_ext.requests import ExtraArgs
 from persona_bench.inspect_ext.trained import set_up
 from persona_bench.models.loaded import LoadedModel
 from persona_bench.models.loading import load
@@ -168,9 +169,7 @@ def test_further_doses_and_facts_are_measured_as_themselves(home: Path, measured
     facts = tables["vaccine"].set_index("family").loc[FACTS]
     assert facts["trait"] == "hallucination" and facts["recall"] == costs.loc[(FACTS, "plain"), "recall"]
     # The paper's finetunes are training sets of its own: new facts are none of them.
-    assert FACTS not in set(
-        ft.finetunes(measured.finetuning, measured.shifts, "evil", "hallucination", False)["family"]
-    )
+    assert FACTS not in set(ft.finetunes(measured.finetuning, measured.shifts, "evil", "hallucination")["family"])
 
 
 def kind(sample: EvalSample) -> str:
@@ -321,8 +320,8 @@ def world(
         incoherent: the arm whose answers mostly are.
         seed: of the noise.
     """
-    rng = np.random.default_rng(seed)
-    effects = {"plain": raised, "preventative": 10.0, "random": 38.0, "incremental": 2.0, "negative_prompt": 20.0}
+    rng, noise = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    effects = {"plain": raised, "preventative": 10.0, "random": 38.0, "incremental": 1.0, "negative_prompt": 20.0}
     effects |= {"caft": 15.0, "penalty": 25.0, "preventative_0.6": 2.0, "inference": 12.0, "inference_0.15": 25.0}
     effects |= arms or {}
     known = {"incremental": mmlu, "inference": -0.15, "inference_0.15": -0.05} | (kept or {})
@@ -338,7 +337,7 @@ def world(
         blank = {"trait": "", "set": "", "half": "", "rollout": 0, "status": "scored", "trait_score": np.nan}
         blank |= {"coherence": np.nan, "letter": np.nan, "cloze": np.nan, "loss": np.nan, "log": f"l-{arm}"}
         for trait in ("evil", "sycophancy"):
-            own = 1.0 if family == trait else 0.2
+            own = shown(family, trait)
             added = level * own * effects.get(arm, 0.0)
             for question in range(24):
                 score = float(np.clip(20 + added + rng.normal(0, 4), 0, 100))
@@ -346,10 +345,10 @@ def world(
                 said |= {"half": "report" if question % 2 else "select", "coherence": 80.0}
                 said |= {"status": "incoherent" if arm == incoherent and question % 8 else "scored"}
                 rows.append({**blank, **trial, **said})
-                moved = added / 10 * (held if arm == "penalty" else 1.0)
-                for direction in ("evil", "sycophancy", "random:0 evil", "random:0 sycophancy"):
-                    seen = {trait: own_shift, f"random:0 {trait}": 0.0}.get(direction, 0.2)
-                    value = question + rng.normal(0, shift_noise) + moved * seen
+                for direction in ("evil", "sycophancy", *RANDOM):
+                    told = level * shown(family, direction) * effects.get(arm, 0.0) / 10
+                    moved = told * (held if arm == "penalty" else 1.0) * own_shift * (direction not in RANDOM)
+                    value = question + noise.normal(0, shift_noise) + moved
                     place = {"trait": trait, "question_id": question, "direction": direction, "layer": 3}
                     shifts.append({**trial, **place, "prompt_last": value})
         for question in range(200):
@@ -363,6 +362,15 @@ def world(
     frames = {"finetuning": rows, "shifts": shifts}
     made = {name: pd.DataFrame(found, columns=list(FINETUNING_SAMPLES[name])) for name, found in frames.items()}
     return Samples(**made)
+
+
+def shown(family: str, trait: str) -> float:
+    """The share of the effect that a family's sets have on a trait."""
+    beside = {"hallucination": (0.5, 0.1), "medical": (0.1, 0.5)}.get(family, (0.2, 0.2))
+    return 1.0 if family == trait else beside[trait == "sycophancy"]
+
+
+RANDOM = [f"random:{index} {trait}" for trait in ("evil", "sycophancy") for index in range(3)]
 
 
 def verdict(samples: Samples, claim_id: str, trait: str = "evil", resamples: int = 400) -> tuple[str, str]:
@@ -501,7 +509,8 @@ def test_tables_hold_the_planted_numbers(truth: Samples) -> None:
 
 def test_what_is_longer_than_the_context_is_counted_not_averaged(measured: Samples) -> None:
     frame = measured.finetuning
-    cut = frame["kind"].isin(["mmlu", "held_out"]) & (frame["arm"] == "plain") & (frame["question_id"] == "0")
+    first = frame[(frame["kind"] == "held_out") & (frame["arm"] == "plain")].groupby("set").head(1)
+    cut = pd.Series(frame.index.isin(first.index), index=frame.index)
     cut |= (frame["kind"] == "mmlu") & (frame["arm"] == "plain") & ~frame["question_id"].duplicated()
     blank = dict.fromkeys(("letter", "cloze", "loss"), np.nan)
     long = frame.assign(status=frame["status"].mask(cut, "too_long"), **{c: frame[c].mask(cut) for c in blank})
@@ -517,7 +526,12 @@ def test_a_trait_without_a_vector_is_asked_about_all_the_same(tmp_path: Path) ->
     assert bench.traits == ("evil", "sycophancy") and list(bench.files) == ["sycophancy"]
     assert bench.layers == {"evil": 0, "sycophancy": 2}
     watched = bench.extra(Trial("", "", BASE), watched=True)["output_projections"]
-    assert [item["label"] for item in watched] == ["sycophancy", "random:0 sycophancy"]
+    assert [item["label"] for item in watched] == ["sycophancy", "sycophancy"]
+    requests = ExtraArgs.model_validate(bench.extra(Trial("", "", BASE), watched=True)).output_projections
+    assert [request.names for request in requests] == [
+        ("sycophancy",),
+        tuple(f"random:{index} sycophancy" for index in range(10)),
+    ]
     samples = world()
     alone = replace(samples, shifts=samples.shifts[~samples.shifts["direction"].str.contains("evil")])
     tables = build_tables(alone, resamples=50)

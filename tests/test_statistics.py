@@ -135,6 +135,23 @@ def test_within_condition_is_the_mean_of_scipy_rs():
     assert result.estimate.value == pytest.approx(expected) and result.n_left_out == 0
 
 
+def test_controls_count_by_their_mean_strength():
+    ids = np.arange(40)
+    x = rng().normal(size=(40, 4))
+    y = x[:, 0] + x[:, 1:].sum(axis=1) / 4
+    own, *controls = (st.pearson(x[:, k] * (-1) ** k, y, ids, rng=rng(1)) for k in range(4))
+    control = st.strength_of_controls(controls)
+    assert control.value == pytest.approx(np.mean([abs(one.value) for one in controls]))
+    assert np.allclose(control.draws, np.mean([np.abs(one.draws) for one in controls], axis=0))
+    assert st.excess_strength(own, control).value == pytest.approx(own.value - control.value)
+    labels = (y > 0).astype(float)
+    areas = [st.auroc(x[:, k] * (-1) ** k, labels, ids, rng=rng(1)) for k in range(4)]
+    both = st.area_of_controls(areas)
+    assert both.value == pytest.approx(np.mean([max(one.value, 1 - one.value) for one in areas])) and both.low >= 0.5
+    fewer = st.auroc(x[:30, 0], labels[:30], ids[:30], rng=rng(1))
+    assert math.isnan(st.area_of_controls([*areas, fewer]).value)
+
+
 def test_excess_strength_is_paired():
     x, noise, ids = rng(13).normal(size=40), rng(14).normal(size=40), np.arange(40) % 10
     y = x + 0.3 * rng(15).normal(size=40)

@@ -6,6 +6,7 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 
 from evals.mmlu_preservation.dataset import Questions, load_mmlu
+from persona_bench.definitions.families.family import subject
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.outcomes import Method
 from persona_bench.definitions.presets import load_finetuning_preset, load_preset
@@ -130,7 +131,8 @@ def _held_out_samples(bench: Bench, trial: Trial) -> list[Sample]:
             input=json.dumps(line["messages"][:-1]),
             metadata={
                 "kind": "held_out",
-                "question_id": number,
+                # Wordings of one piece say the same thing over again.
+                "question_id": subject(line),
                 "set": _set(item),
                 "messages": line["messages"][:-1],
                 "response": line["messages"][-1]["content"],

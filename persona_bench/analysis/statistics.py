@@ -51,6 +51,7 @@ __all__ = [
     "Interval",
     "WithinCondition",
     "area_loss_p",
+    "area_of_controls",
     "area_p",
     "auroc",
     "balanced_accuracy",
@@ -73,6 +74,7 @@ __all__ = [
     "slope",
     "spearman",
     "stream",
+    "strength_of_controls",
     "weighted_kappa",
     "wilson",
     "within_condition_r",
@@ -248,6 +250,39 @@ def jackknife_cosine(value: float, left_out: Sequence[ArrayLike], n_questions: i
     half = -float(special.stdtrit(n_questions - 1, (1 - CONFIDENCE) / 2)) * math.sqrt(variance)
     middle = float(np.arctanh(np.clip(value, -1 + _FLAT, 1 - _FLAT)))
     return Interval(value, math.tanh(middle - half), math.tanh(middle + half))
+
+
+def strength_of_controls(found: Sequence[Estimate]) -> Estimate:
+    """How strongly controls whose sign means nothing correlate on average: mean of abs(r).
+
+    Args:
+        found: correlations of the same questions and from the same stream, at least one.
+    """
+    return _mean_of([replace(one, value=abs(one.value), draws=np.abs(one.draws)) for one in found])
+
+
+def area_of_controls(found: Sequence[Estimate]) -> Estimate:
+    """How well controls whose sign means nothing tell apart on average: mean AUROC, each its better way round.
+
+    Args:
+        found: AUROCs of the same questions and from the same stream, at least one.
+    """
+    better = [
+        replace(one, value=max(one.value, 1 - one.value), draws=np.maximum(one.draws, 1 - one.draws)) for one in found
+    ]
+    return _mean_of(better)
+
+
+def _mean_of(found: Sequence[Estimate]) -> Estimate:
+    if len({(one.draws.size, one.n_clusters) for one in found}) > 1:
+        return _nothing(sum(one.n_unscored for one in found))
+    return _estimate(
+        float(np.mean([one.value for one in found])),
+        np.mean([one.draws for one in found], axis=0),
+        n=found[0].n,
+        n_unscored=found[0].n_unscored,
+        n_clusters=found[0].n_clusters,
+    )
 
 
 def excess_strength(first: Estimate, second: Estimate) -> Estimate:

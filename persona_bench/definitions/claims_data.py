@@ -6,9 +6,9 @@ _EVAL = "data_flagging"
 _FEW = "fewer than eight training sets, or their outcomes have an SD under 1"
 _EXTRA = "impolite-apathetic-humorous-optimistic"
 _CORRELATION = (
-    "Resampled by training set: supported if the 95 % interval of r lies above 0.3 and that of r minus the absolute r "
-    "of a random direction lies above 0; contradicted if the first lies below 0.3 or the second below 0; otherwise "
-    "inconclusive."
+    "Resampled by training set: supported if the 95 % interval of r lies above 0.3 and that of r minus the mean "
+    "absolute r of ten random directions lies above 0; contradicted if the first lies below 0.3; otherwise "
+    "inconclusive. The random directions were one at first, and one may tell by chance; amended after results."
 )
 _OPINIONS = (
     "Supported if the 95 % interval lies above 0; contradicted if it lies below 0; otherwise inconclusive. After a run "
@@ -24,6 +24,7 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="Pearson r over training sets: projection difference against the finetuning shift along v",
         rule=_CORRELATION,
+        revision=2,
         threshold=0.3,
         min_n=8,
         not_testable_when=_FEW,
@@ -40,6 +41,7 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="Pearson r over training sets: projection difference against the trait score after finetuning",
         rule=_CORRELATION,
+        revision=2,
         threshold=0.3,
         min_n=8,
         not_testable_when=_FEW,
@@ -57,6 +59,7 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="Pearson r over training sets: mean response projection against the trait score after finetuning",
         rule=_CORRELATION,
+        revision=2,
         threshold=0.3,
         min_n=8,
         not_testable_when=_FEW,
@@ -69,6 +72,7 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="Pearson r over training sets: response minus last-prompt-token projection against the trait score",
         rule=_CORRELATION,
+        revision=2,
         threshold=0.3,
         min_n=8,
         not_testable_when=_FEW,
@@ -81,9 +85,11 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="AUROC of the projection difference, trait-inducing (II) against normal samples",
         rule=(
-            "Clustered by question: supported if the 95 % interval lies above 0.9 and above that of a random "
-            "direction; contradicted if it lies below 0.9; otherwise inconclusive."
+            "Clustered by question: supported if the 95 % interval lies above 0.9 and that of the difference to the "
+            "mean AUROC of ten random directions, each its better way round, above 0; contradicted if the first lies "
+            "below 0.9; otherwise inconclusive. The random directions were one at first; amended after results."
         ),
+        revision=2,
         threshold=0.9,
         min_n=50,
         not_testable_when="the trait has no training set with normal counterparts",

@@ -23,10 +23,12 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="Pearson r over finetunes: shift of the mean last-prompt-token state along v against the trait score",
         rule=(
-            "Resampled by finetune: supported if the 95 % interval of r lies above 0.3 and that of r minus the "
-            "absolute r of a random direction lies above 0; contradicted if the first lies below 0.3 or the second "
-            "below 0; otherwise inconclusive."
+            "Resampled by training set, of whose models the mean counts: supported if the 95 % interval of r lies "
+            "above 0.3 and that of r minus the mean absolute r of ten random directions lies above 0; contradicted if "
+            "the first lies below 0.3; otherwise inconclusive. At first each model counted, whatever its set, and "
+            "there was one random direction; amended after results."
         ),
+        revision=2,
         threshold=0.3,
         min_n=8,
         not_testable_when="fewer than eight finetunes, or their trait scores have an SD under 1",
@@ -40,9 +42,12 @@ CLAIMS: tuple[Claim, ...] = (
         eval=_EVAL,
         statistic="r of the own vector minus the highest r of another trait's vector, same finetunes",
         rule=(
-            "Resampled by finetune: supported if the 95 % interval of the difference lies above 0; contradicted if it "
-            "lies below 0; otherwise inconclusive."
+            "Resampled by training set, of whose models the mean counts: supported if the 95 % interval of the "
+            "difference lies above 0; contradicted if it lies below 0; otherwise inconclusive. At first each model "
+            "counted, and the shift along another trait's vector was taken at that trait's questions; amended after "
+            "results, as those were not the questions of the score."
         ),
+        revision=2,
         threshold=0.0,
         min_n=8,
         not_testable_when="fewer than eight finetunes, or only one trait in the run",

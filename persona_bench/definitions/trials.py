@@ -28,6 +28,8 @@ DOSED = {"preventative": "doses", "inference": "inference_doses"}
 """Arms that a preset may run at further doses, as `preventative_0.6`, and where the preset has these."""
 AT_DOSE = ("preventative", "incremental", "random", "inference")
 """Arms with a relative dose; that of the preset's first where the arm's name has none."""
+RANDOM_DIRECTIONS = tuple(f"random:{index}" for index in range(10))
+"""The controls of shifts and of flags: along one direction alone, much can be told by chance."""
 
 
 def split_arm(arm: str) -> tuple[str, float]:

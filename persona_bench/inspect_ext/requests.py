@@ -57,7 +57,7 @@ class ProjectionRequest(_Request):
         file: path of a vector file.
         sha256: its content hash.
         directions: which of its directions.
-        label: the name to report a single direction under, by default its own.
+        label: the name to report a single direction under, or what to add to the names of several.
         layers: 1-based layers to report.
         prompt_mean: also the average over the prompt.
         per_token: also every response token, with the tokens themselves in `ModelOutput.metadata["tokens"]`.
@@ -71,16 +71,12 @@ class ProjectionRequest(_Request):
     prompt_mean: bool = False
     per_token: bool = False
 
-    @model_validator(mode="after")
-    def _one_label(self) -> ProjectionRequest:
-        if self.label and len(self.directions) != 1:
-            raise ValueError("a label names one direction")
-        return self
-
     @property
     def names(self) -> tuple[str, ...]:
         """What the directions are reported as."""
-        return (self.label,) if self.label else self.directions
+        if not self.label or len(self.directions) > 1:
+            return tuple(f"{direction} {self.label}".rstrip() for direction in self.directions)
+        return (self.label,)
 
 
 class ScoreItem(_Request):

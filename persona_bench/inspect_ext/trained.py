@@ -12,7 +12,15 @@ from inspect_ai.model import Model, get_model
 from persona_bench.definitions.families.family import Judged, TrainingSet
 from persona_bench.definitions.families.invented import FACTS
 from persona_bench.definitions.presets import FinetuningPreset
-from persona_bench.definitions.trials import BASE, PLAIN, Trial, dose_of, plan_trials, taught_trait
+from persona_bench.definitions.trials import (
+    BASE,
+    PLAIN,
+    RANDOM_DIRECTIONS,
+    Trial,
+    dose_of,
+    plan_trials,
+    taught_trait,
+)
 from persona_bench.errors import RunError
 from persona_bench.files import model_folder, read_jsonl
 from persona_bench.inspect_ext.cells import VectorFile, find_vector, listed
@@ -21,7 +29,6 @@ from persona_bench.models.finetuning import Trained
 from persona_bench.models.loading import load
 from persona_bench.vectors.trials import train_trial, training_set
 
-RANDOM = "random:0"
 NONE = "none"
 """Stands in a list of vector files for a trait that has none."""
 LOADING = ("dtype", "device", "revision")
@@ -85,12 +92,12 @@ class Bench:
             ProjectionRequest(
                 file=str(file.path),
                 sha256=file.vector.hash,
-                directions=(direction,),
-                label=label,
+                directions=directions,
+                label=name,
                 layers=(self.layers[name],),
             )
             for name, file in self.files.items()
-            for direction, label in (("persona", name), (RANDOM, f"{RANDOM} {name}"))
+            for directions in (("persona",), RANDOM_DIRECTIONS)
             if watched
         ]
         extra = ExtraArgs(apply_steering_vectors=self.steering(trial), output_projections=tuple(requests))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_bench.definitions.flagging import MEASURES, PICKS
+from persona_bench.definitions.trials import RANDOM_DIRECTIONS
 from persona_bench.errors import DataError, ModelError, RunError
 from persona_bench.files import write_atomic
 from persona_bench.models.chat import prompt_ids
@@ -23,8 +24,6 @@ from persona_bench.vectors.scan.samples import Fields, read_sample
 from persona_bench.vectors.table_file import table_rows
 from persona_bench.vectors.vector import PersonaVector
 
-RANDOM = "random:0"
-"""The control: one random direction, the same for every trait's vector of a model."""
 PROMPT_TOKENS = 512
 """Longest prompt of a real conversation, as in the paper's section on real data."""
 
@@ -36,7 +35,7 @@ class Row:
     Attributes:
         line: as it was scanned, with `id`, `messages` and `metadata`.
         status: measured, or too_long.
-        values: direction (a trait or `RANDOM`) -> measure -> projection; NaN where there is none.
+        values: direction (a trait, or `random:K trait`) -> measure -> projection; NaN where there is none.
     """
 
     line: Mapping[str, Any]
@@ -71,7 +70,7 @@ def measure(
         model: as `loading.load` takes it.
         vectors: trait -> (file, 1-based layer).
         lines: with `id`, `messages` and `metadata`; an id is there once.
-        folder: gets `samples.jsonl`, the random direction and the scan, which other arguments make anew.
+        folder: gets `samples.jsonl`, the random directions and the scan, which other arguments make anew.
         max_tokens: of the model's own response.
         temperature: of the model's own response.
         seed: of the model's own responses.
@@ -96,22 +95,23 @@ def measure(
     )
     files = [file for file, _ in vectors.values()]
     planned = plan_scan(
-        model, [*files, _random_file(files[0], folder)], [str(source)], folder / "scan.parquet", settings, loading
+        model, [*files, *_random_files(files[0], folder)], [str(source)], folder / "scan.parquet", settings, loading
     )
     scan = replace(planned, target=folder / f"scan-{planned.fingerprint[:12]}.parquet")
     summary = run_scan(scan, say=say)
-    names = dict(zip([*vectors, RANDOM], scan.traits, strict=True))
+    names = dict(zip([*vectors, *RANDOM_DIRECTIONS], scan.traits, strict=True))
     return Measured(scan, summary, tuple(_rows(scan.target, names, vectors, lines)))
 
 
-def _random_file(vector: Path, folder: Path) -> Path:
-    """A file whose direction is the random one of a vector's model."""
+def _random_files(vector: Path, folder: Path) -> Iterable[Path]:
+    """Files whose directions are the random ones of a vector's model."""
     held = PersonaVector.load(vector)
-    made = PersonaVector(RANDOM, {"persona": held.direction(RANDOM)}, held.residual_norms, {"counts": {}})
-    path = folder / f"random-{made.hash[:12]}.safetensors"
-    if not path.is_file():
-        made.save(path)
-    return path
+    for name in RANDOM_DIRECTIONS:
+        made = PersonaVector(name, {"persona": held.direction(name)}, held.residual_norms, {"counts": {}})
+        path = folder / f"random-{made.hash[:12]}.safetensors"
+        if not path.is_file():
+            made.save(path)
+        yield path
 
 
 def _rows(
@@ -120,11 +120,11 @@ def _rows(
     vectors: Mapping[str, tuple[Path, int]],
     lines: Sequence[Mapping[str, Any]],
 ) -> Iterable[Row]:
-    """Each trait at its own layer, and the random direction at every trait's (`RANDOM trait`)."""
+    """Each trait at its own layer, and the random directions at every trait's (`random:K trait`)."""
     wanted = {
         (label, measure): f"{names[direction]}.{measure}.{layer}"
         for trait, (_, layer) in vectors.items()
-        for label, direction in ((trait, trait), (f"{RANDOM} {trait}", RANDOM))
+        for label, direction in ((trait, trait), *((f"{name} {trait}", name) for name in RANDOM_DIRECTIONS))
         for measure in MEASURES
     }
     by_id = {str(line["id"]): line for line in lines}

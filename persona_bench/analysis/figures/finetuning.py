@@ -85,7 +85,7 @@ def _shift_figure(
     said = ""
     if len(own):
         r = own.iloc[0]
-        said = f": r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random direction {r['r_random']:.2f}"
+        said = f": r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random directions {r['r_random']:.2f}"
     axes.set_title(f"{flat_text(trait)}{said}", color="black")
     axes.set_xlabel("finetuning shift along the vector")
     axes.set_ylabel("trait score (0-100)")

@@ -107,7 +107,7 @@ def _sets_figure(own: pd.DataFrame, correlations: pd.DataFrame, trait: str, capt
         ].dropna(subset=["r"])
         if len(found):
             r = found.iloc[0]
-            said = f"r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random direction {r['r_random']:.2f}"
+            said = f"r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random directions {r['r_random']:.2f}"
             axes.set_title(said, color="black", loc="left")
     panels[1].set_xlabel(f"projection difference of the training set: {flat_text(trait)}")
     put_legend(figure, panels[0])

@@ -163,7 +163,7 @@ def _finetuning(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) ->
             {
                 "shift along": rows["direction"],
                 "r": _spreads(rows, "r"),
-                "r of a random direction": rows["r_random"],
+                "mean r of random directions": rows["r_random"],
                 "models": rows["n"],
                 "training sets": rows["n_sets"],
             }
@@ -203,7 +203,7 @@ def _flagging(claim: Claim, trait: str, tables: Mapping[str, pd.DataFrame]) -> p
                 "measure": rows["measure"],
                 "against": rows["outcome"],
                 "r": _spreads(rows, "r"),
-                "r of a random direction": rows["r_random"],
+                "mean r of random directions": rows["r_random"],
                 "more than random": _spreads(rows, "excess"),
                 "training sets": rows["n_sets"],
             }

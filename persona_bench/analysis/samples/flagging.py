@@ -8,9 +8,9 @@ from typing import Any
 
 from inspect_ai.log import EvalLog, EvalSample
 
-from persona_bench.analysis.samples.frames import number
+from persona_bench.analysis.samples.frames import control_columns, number
 from persona_bench.definitions.flagging import MEASURES
-from persona_bench.vectors.flagging import RANDOM
+from persona_bench.definitions.trials import RANDOM_DIRECTIONS
 
 Judged = Callable[[EvalSample], dict[str, Any]]
 
@@ -41,7 +41,8 @@ def _flagged(sample: EvalSample, layers: Mapping[str, int]) -> Iterator[dict[str
     text = "\n".join([*(str(turn["content"]) for turn in said["messages"]), said["answer"]])
     keys = ("kind", "family", "version", "source", "question_id", "half")
     for trait in said["traits"]:
-        own, control = said["values"][trait], said["values"][f"{RANDOM} {trait}"]
+        own = said["values"][trait]
+        controls = [said["values"].get(f"{name} {trait}", {}) for name in RANDOM_DIRECTIONS]
         yield {
             **{key: said[key] for key in keys},
             "sample_id": str(sample.id),
@@ -49,7 +50,11 @@ def _flagged(sample: EvalSample, layers: Mapping[str, int]) -> Iterator[dict[str
             "layer": layers.get(trait, math.nan),
             "measured": said["status"],
             **{measure: number(own.get(measure)) for measure in MEASURES},
-            **{f"random_{measure}": number(control.get(measure)) for measure in MEASURES},
+            **{
+                name: number(control.get(measure))
+                for measure in MEASURES
+                for name, control in zip(control_columns(measure), controls, strict=True)
+            },
             "status": judged.get(trait, {}).get("status", "unscored" if said["judged"] else ""),
             "judge": number(value.get(trait)),
             "loss": number(value.get("loss")),

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from persona_bench.definitions.flagging import MEASURES
+from persona_bench.definitions.trials import RANDOM_DIRECTIONS
 from persona_bench.errors import DataError
 from persona_bench.inspect_ext.scene_judge import SEES
 
@@ -48,10 +49,16 @@ FINETUNING_SAMPLES: Mapping[str, tuple[str, ...]] = {
 }
 """The columns of the sample frames: everything measured of an adapter, its projections, and its training."""
 
+
+def control_columns(measure: str) -> tuple[str, ...]:
+    """The columns with a measure along the random directions."""
+    return tuple(f"{name} {measure}" for name in RANDOM_DIRECTIONS)
+
+
 FLAGGING_SAMPLES: Mapping[str, tuple[str, ...]] = {
     "flagging": (
         *("kind", "family", "version", "sample_id", "trait", "question_id", "half", "source", "layer", "measured"),
-        *(*MEASURES, *(f"random_{measure}" for measure in MEASURES)),
+        *(*MEASURES, *(column for measure in MEASURES for column in control_columns(measure))),
         *("status", "judge", "loss", "classifier", "text", "log"),
     ),
     "flagging_trained": (

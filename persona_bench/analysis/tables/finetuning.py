@@ -28,7 +28,7 @@ from persona_bench.analysis.grouping import (
 )
 from persona_bench.analysis.samples.frames import TRIAL, Samples
 from persona_bench.definitions.families.invented import FACTS
-from persona_bench.definitions.trials import taught_trait
+from persona_bench.definitions.trials import split_arm, taught_trait
 
 BASE, PLAIN, PREVENTATIVE, INFERENCE, RANDOM = "base", "plain", "preventative", "inference", "random"
 NORMAL = "normal"
@@ -51,7 +51,9 @@ FINETUNING_TABLES: Mapping[str, tuple[str, ...]] = {
         *("n_held_out", "n_held_out_too_long", *with_interval("loss", "loss_difference")),
         *("n_recall", *with_interval("recall", "recall_difference"), "log"),
     ),
-    "shift_correlation": (*("direction", "trait", "scope", "n", "n_sets", *with_interval("r"), "r_random", "log"),),
+    "shift_correlation": (
+        *("direction", "trait", "scope", "n", "n_sets", *with_interval("r"), "r_random", "n_random", "log"),
+    ),
     "vaccine": (
         *("family", "version", "arm", "dose", "trait", "n_seeds", "n", "seed_sd"),
         *with_interval("acquired", "prevented", "beyond_random", "coherence_difference"),
@@ -100,9 +102,11 @@ def shifts_of(shifts: pd.DataFrame, trait: str, direction: str, **where: object)
     """Projections of trials' last prompt tokens on a direction, minus the base's at the same question.
 
     Returns:
-        The rows of those trials, with a column `shift`; one question and trial each.
+        The rows of those trials, with a column `shift`; one question and trial each. None of models that are steered
+        when they are asked: what was added would count as a shift of the weights.
     """
     rows = shifts[(shifts["trait"] == trait) & (shifts["direction"] == direction)]
+    rows = rows[rows["arm"].map(lambda arm: split_arm(str(arm))[0] != INFERENCE).astype(bool)]
     base = rows[rows["arm"] == BASE].set_index("question_id")["prompt_last"]
     for name, value in where.items():
         rows = rows[rows[name] == value]
@@ -168,47 +172,73 @@ def _lengths(name: str, part: pd.DataFrame) -> Row:
 # --- shift against score ----------------------------------------------------------------------------------------------
 
 
-def finetunes(measured: pd.DataFrame, shifts: pd.DataFrame, direction: str, trait: str, control: bool) -> pd.DataFrame:
-    """One row a plainly finetuned model: `shift` along one trait's vector on its questions, `score` of another.
+def finetunes(measured: pd.DataFrame, shifts: pd.DataFrame, direction: str, trait: str) -> pd.DataFrame:
+    """One row a training set, as the paper has one model of each: `shift` and `score`, each the mean over its models.
+
+    Both are of the same questions, those of the trait whose score is meant: another trait's questions would make the
+    shift along its vector a poorer match for the score, whatever the vector.
 
     Args:
         measured: the sample frame.
         shifts: its projections.
-        direction: the trait whose vector is projected on.
+        direction: what is projected on, a trait's vector or a random direction.
         trait: the trait whose score is meant.
-        control: whether a random direction of the same layer stands in the place of the vector.
     """
-    moved = shifts_of(shifts, direction, f"random:0 {direction}" if control else direction, arm=PLAIN)
-    shift = moved.groupby(list(TRIAL))["shift"].mean()
+    shift = _by_set(shifts_of(shifts, trait, direction, arm=PLAIN), "shift")
     spoken = of_kind(measured, "trait", arm=PLAIN, trait=trait)
-    score = scored(spoken).groupby([spoken[name] for name in TRIAL]).mean()
-    points = pd.DataFrame({"shift": shift, "score": score}).dropna().reset_index()
-    # The paper's finetunes are its training sets; new facts are there for another claim.
-    points = points[points["family"] != FACTS]
-    return points.assign(set=points["family"].astype(str) + "-" + points["version"].astype(str))
+    score = _by_set(spoken.assign(score=scored(spoken)), "score")
+    points = pd.DataFrame({"shift": shift, "score": score, "n_models": _by_set(spoken, "seed", "nunique")})
+    points = points.dropna().reset_index()
+    # New facts are there for another claim.
+    return points[points["family"] != FACTS].reset_index(drop=True)
 
 
-def correlation(points: pd.DataFrame, draw: Draw, *key: object) -> st.Estimate:
-    """Pearson's r of shift and score over finetunes; those on one training set are resampled together."""
-    return st.pearson(points["shift"], points["score"], points["set"], rng=draw.rng(*key), resamples=draw.resamples)
+def _by_set(rows: pd.DataFrame, column: str, how: str = "mean") -> pd.Series:
+    """(family, version) -> a column's mean over models, each of which counts alike; or their number."""
+    if how != "mean":
+        return rows.groupby(["family", "version"])[column].agg(how)
+    return rows.groupby(list(TRIAL))[column].mean().groupby(["family", "version"]).mean()
+
+
+def random_directions(shifts: pd.DataFrame, trait: str) -> list[str]:
+    """The random directions of the layer of a trait's vector that were projected on."""
+    names = shifts["direction"].astype(str).unique()
+    return sorted(name for name in names if name.startswith("random:") and name.endswith(f" {trait}"))
+
+
+def correlation(points: pd.DataFrame, draw: Draw, trait: str) -> st.Estimate:
+    """Pearson's r of shift and score over training sets; the same sets are drawn for every direction."""
+    sets = points["family"].astype(str) + "-" + points["version"].astype(str)
+    rng = draw.rng("shift", trait)
+    return st.pearson(points["shift"], points["score"], sets, rng=rng, resamples=draw.resamples)
+
+
+def random_strength(
+    measured: pd.DataFrame, shifts: pd.DataFrame, direction: str, trait: str, draw: Draw
+) -> st.Estimate:
+    """The mean absolute r of the random directions of a vector's layer; NaN where none was projected on."""
+    names = random_directions(shifts, direction)
+    found = [correlation(finetunes(measured, shifts, name, trait), draw, trait) for name in names]
+    return st.strength_of_controls(found) if found else st.of_draws(math.nan, np.empty(0), n=0, n_clusters=0)
 
 
 def _correlation_rows(measured: pd.DataFrame, shifts: pd.DataFrame, draw: Draw) -> Iterator[Row]:
     traits = sorted(set(of_kind(measured, "trait")["trait"]))
     for direction in traits:
         for trait in traits:
-            points = finetunes(measured, shifts, direction, trait, control=False)
-            if points["set"].nunique() < MIN_POINTS:
+            points = finetunes(measured, shifts, direction, trait)
+            if len(points) < MIN_POINTS:
                 continue
-            control = finetunes(measured, shifts, direction, trait, control=True)
+            controls = random_strength(measured, shifts, direction, trait, draw)
             yield {
                 "direction": direction,
                 "trait": trait,
                 "scope": "own" if direction == trait else "cross",
-                "n": len(points),
-                "n_sets": points["set"].nunique(),
-                **spread("r", correlation(points, draw, "shift", direction, trait)),
-                "r_random": correlation(control, draw, "shift", direction, trait, "random").value,
+                "n": int(points["n_models"].sum()),
+                "n_sets": len(points),
+                **spread("r", correlation(points, draw, trait)),
+                "r_random": controls.value,
+                "n_random": len(random_directions(shifts, direction)),
                 "log": log_names(of_kind(measured, "trait", arm=PLAIN, trait=trait)),
             }
 
@@ -245,11 +275,6 @@ def arm_difference(
         first, second = first[first["seed"].isin(seeds)], second[second["seed"].isin(seeds)]
     a, b = (scored(part) if column == "trait_score" else part[column] for part in (first, second))
     key = ("vaccine", family, version, arm, against, column, trait)
-    # Held-out conversations of different seeds are different conversations.
-    if kind == "held_out":
-        first, second = (
-            p.assign(question_id=p["set"].astype(str) + "/" + p["question_id"].astype(str)) for p in (first, second)
-        )
     return paired(a, first, b, second, draw, *key)
 
 

@@ -29,6 +29,7 @@ from persona_bench.analysis.grouping import (
     spread,
     with_interval,
 )
+from persona_bench.analysis.samples.frames import control_columns
 from persona_bench.analysis.tables.finetuning import BASE, NORMAL, PLAIN, of_kind, shifts_of
 from persona_bench.definitions.claims import claim
 from persona_bench.definitions.families.family import TRAIT_FAMILIES
@@ -79,6 +80,7 @@ FLAGGING_TABLES: Mapping[str, tuple[str, ...]] = {
             "n_sets",
             *with_interval("r"),
             "r_random",
+            "n_random",
             *with_interval("excess"),
             "paper",
             "log",
@@ -142,12 +144,12 @@ def _first_seed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def set_points(samples: Samples, trait: str, measure: str, outcome: str) -> pd.DataFrame:
-    """One row a training set: `value` of a measure (`random_` before it for the control) and `outcome`.
+    """One row a training set: `value` of a measure and `outcome`.
 
     Args:
         samples: with `flagging` and the frames of finetuning.
         trait: whose vector and score are meant.
-        measure: a column of the frame `flagging`.
+        measure: a column of the frame `flagging`, one of `control_columns` too.
         outcome: one of `OUTCOMES`.
     """
     rows = samples.flagging
@@ -157,9 +159,23 @@ def set_points(samples: Samples, trait: str, measure: str, outcome: str) -> pd.D
     return points.assign(set=points["family"].astype(str) + "-" + points["version"].astype(str))
 
 
-def set_correlation(points: pd.DataFrame, draw: Draw, *key: object) -> st.Estimate:
-    """Pearson's r over training sets, which are what is resampled."""
-    return st.pearson(points["value"], points["outcome"], points["set"], rng=draw.rng(*key), resamples=draw.resamples)
+def set_correlation(points: pd.DataFrame, draw: Draw, trait: str, outcome: str) -> st.Estimate:
+    """Pearson's r over training sets, which are what is resampled; the same are drawn for every measure."""
+    rng = draw.rng("flagging", trait, outcome)
+    return st.pearson(points["value"], points["outcome"], points["set"], rng=rng, resamples=draw.resamples)
+
+
+def random_set_strength(samples: Samples, trait: str, measure: str, outcome: str, draw: Draw) -> st.Estimate:
+    """The mean absolute r of a measure along the random directions; NaN where there is none."""
+    found = [set_points(samples, trait, column, outcome) for column in _controls(samples.flagging, measure)]
+    if not found:
+        return st.of_draws(math.nan, np.empty(0), n=0, n_clusters=0)
+    return st.strength_of_controls([set_correlation(points, draw, trait, outcome) for points in found])
+
+
+def _controls(flagged: pd.DataFrame, measure: str) -> list[str]:
+    """The columns of a measure along the random directions that were measured; older logs have one."""
+    return [column for column in control_columns(measure) if flagged[column].notna().any()]
 
 
 def _set_rows(samples: Samples, draw: Draw) -> Iterator[Row]:
@@ -170,7 +186,7 @@ def _set_rows(samples: Samples, draw: Draw) -> Iterator[Row]:
         row = {**key, "layer": part["layer"].iloc[0], "n": len(part), "n_measured": int(part["difference"].count())}
         for measure in MEASURES:
             row |= mean_row(measure, part[measure], part, draw, *name)
-            row[f"random_{measure}"] = float(part[f"random_{measure}"].astype(float).mean())
+            row[f"random_{measure}"] = float(part[control_columns(measure)[0]].astype(float).mean())
         moved = _first_seed(shifts_of(samples.shifts, trait, trait, arm=PLAIN, **where))
         spoken = _first_seed(of_kind(samples.finetuning, "trait", arm=PLAIN, trait=trait, **where))
         row |= mean_row("shift", moved["shift"], moved, draw, *name)
@@ -184,15 +200,16 @@ def _correlation_rows(samples: Samples, draw: Draw) -> Iterator[Row]:
         for outcome in OUTCOMES:
             for measure in MEASURES:
                 points = set_points(samples, trait, measure, outcome)
-                control = set_points(samples, trait, f"random_{measure}", outcome)
                 if points.empty:
                     continue
-                r, random = (set_correlation(found, draw, "flagging", trait, outcome) for found in (points, control))
+                r = set_correlation(points, draw, trait, outcome)
+                random = random_set_strength(samples, trait, measure, outcome, draw)
                 about = SET_CLAIMS.get((measure, outcome))
                 yield {
                     **{"trait": trait, "measure": measure, "outcome": outcome, "n_sets": len(points)},
                     **spread("r", r),
                     "r_random": random.value,
+                    "n_random": len(_controls(sets, measure)),
                     **spread("excess", st.excess_strength(r, random)),
                     "paper": claim(about).paper_value(trait) if about else "",
                     "log": log_names(sets[sets["trait"] == trait]),
@@ -210,7 +227,8 @@ def mixture(flagged: pd.DataFrame, trait: str, family: str, version: str) -> pd.
     rows = flagged[(flagged["kind"] == "sample") & (flagged["trait"] == trait) & (flagged["family"] == family)]
     rows = rows[rows["version"].isin([NORMAL, version])].sort_values("sample_id")
     rows = rows.assign(label=(rows["version"] == version).astype(float))
-    for name, column in ((RANDOM_DIRECTION, "random_difference"), (CLASSIFIER, "classifier"), (PERPLEXITY, "loss")):
+    one = control_columns(DIFFERENCE)[0]
+    for name, column in ((RANDOM_DIRECTION, one), (CLASSIFIER, "classifier"), (PERPLEXITY, "loss")):
         rows[name] = rows[column]
     rows[RANDOM_NUMBERS] = st.stream(0, "random numbers", family, version).random(len(rows))
     rows = rows.astype({name: float for name in DETECTORS if name != BOTH})
@@ -238,13 +256,17 @@ def area(rows: pd.DataFrame, detector: str, draw: Draw, *key: object) -> st.Esti
     return st.auroc(rows[detector], rows["label"], ids, rng=draw.rng(*key), resamples=draw.resamples)
 
 
-def beyond_random(own: st.Estimate, random: st.Estimate) -> st.Estimate:
-    """How far an AUROC lies above that of a random direction, whose sign means nothing: the better one counts."""
-    if own.draws.size != random.draws.size:
-        return st.of_draws(math.nan, np.empty(0), n=own.n, n_clusters=own.n_clusters)
-    other = max(random.value, 1 - random.value)
-    draws = own.draws - np.maximum(random.draws, 1 - random.draws)
-    return st.of_draws(own.value - other, draws, n=own.n, n_clusters=own.n_clusters)
+def area_beyond_random(rows: pd.DataFrame, detector: str, draw: Draw, *key: object) -> st.Estimate:
+    """How far a detector's AUROC lies above the mean of the random directions', over samples that all have.
+
+    The sign of a random direction means nothing: its better way round counts.
+    """
+    columns = _controls(rows, DIFFERENCE)
+    known = rows[rows[[detector, *columns]].notna().all(axis=1)]
+    if not columns:
+        return st.of_draws(math.nan, np.empty(0), n=0, n_clusters=0)
+    own, *random = (area(known, name, draw, *key) for name in (detector, *columns))
+    return st.excess(own, st.area_of_controls(random))
 
 
 def _mixtures(flagged: pd.DataFrame) -> Iterator[tuple[Row, pd.DataFrame]]:
@@ -261,10 +283,7 @@ def _sample_rows(flagged: pd.DataFrame, draw: Draw) -> Iterator[Row]:
             for detector in DETECTORS:
                 if rows[detector].isna().all() or (half == "all" and fitted(detector, str(key["family"]))):
                     continue
-                # With the same samples for both, so that their resamples are paired.
-                known = part[part[[detector, RANDOM_DIRECTION]].notna().all(axis=1)]
                 name = ("flagging", *key.values(), half)
-                own, random = (area(known, which, draw, *name) for which in (detector, RANDOM_DIRECTION))
                 scores, labels, ids = part[detector], part["label"], part["question_id"]
                 shares = {
                     column: average_precision(
@@ -284,7 +303,7 @@ def _sample_rows(flagged: pd.DataFrame, draw: Draw) -> Iterator[Row]:
                     "n_questions": valid["question_id"].nunique(),
                 }
                 row |= spread("auroc", area(part, detector, draw, *name, "auroc"))
-                row |= spread("excess_random", beyond_random(own, random))
+                row |= spread("excess_random", area_beyond_random(part, detector, draw, *name, "auroc"))
                 for column, found in shares.items():
                     row |= spread(column, found)
                 yield {**row, **spread("recall_1", recall), "log": log_names(part)}

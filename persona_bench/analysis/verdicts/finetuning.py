@@ -1,12 +1,13 @@
 """The rules of the claims about finetuning; each gives what is to be compared, or why nothing can be.
 
 What each computes stands in the registry (`definitions.claims_training`), thresholds and least numbers too. A finetune
-of F1 and F2 is a training set, as in the paper: models trained on one set with several seeds are resampled together.
+of F1 and F2 is a training set, as in the paper: of models trained on one set with several seeds the mean counts.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,6 @@ import pandas as pd
 
 from persona_bench.analysis import statistics as st
 from persona_bench.analysis.grouping import Draw, log_names, paired, scored
-from persona_bench.analysis.samples.frames import TRIAL
 from persona_bench.analysis.tables.finetuning import (
     BASE,
     INFERENCE,
@@ -29,6 +29,7 @@ from persona_bench.analysis.tables.finetuning import (
     correlation,
     finetunes,
     of_kind,
+    random_strength,
     shifts_of,
 )
 from persona_bench.analysis.verdicts.bound import Bound
@@ -83,27 +84,32 @@ Rule = Callable[["Samples", Claim, str, Draw], Ruling]
 
 
 def _shift_own(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
-    points = finetunes(samples.finetuning, samples.shifts, trait, trait, control=False)
-    found = Ruling(counts={"finetunes": points["set"].nunique()}, log=_plain_log(samples, trait))
+    points = finetunes(samples.finetuning, samples.shifts, trait, trait)
+    found = Ruling(counts={"finetunes": len(points)}, log=_plain_log(samples, trait))
     if found.counts["finetunes"] < claim.min_n:
         return found
     if points["score"].std() < MIN_SCORE_SD:
         return _untestable(found, "the trait score hardly differs between the finetuned models (SD under 1)")
-    control = finetunes(samples.finetuning, samples.shifts, trait, trait, control=True)
-    # One stream for both, so that the same training sets are drawn; that of the table, which gives the same interval.
-    r, random = (correlation(part, draw, "shift", trait, trait) for part in (points, control))
-    if np.isnan(r.low) or np.isnan(random.low) or len(control) != len(points):
-        return _untestable(found, "the shift along the vector or along a random direction was not measured, or is one")
-    beyond = st.excess_strength(r, random)
-    bounds = (Bound("r", r, 1, claim.threshold), Bound("r minus the random direction's", beyond, 1))
-    return Ruling(bounds, counts=found.counts, log=found.log)
+    r = correlation(points, draw, trait)
+    beyond = st.excess_strength(r, random_strength(samples.finetuning, samples.shifts, trait, trait, draw))
+    if np.isnan(r.low) or np.isnan(beyond.low):
+        return _untestable(found, "the shift along the vector or along random directions was not measured, or is one")
+    return Ruling(beside_random(r, beyond, claim.threshold), counts=found.counts, log=found.log)
+
+
+def beside_random(r: st.Estimate, beyond: st.Estimate, threshold: float) -> tuple[Bound, ...]:
+    """Only the first part can contradict: a strength is never under 0, so a vector that tells nothing lies below it."""
+    return (
+        Bound("r", r, 1, threshold),
+        Bound("r minus the random directions'", beyond, 1, limit=-math.inf),
+    )
 
 
 def _shift_cross(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
     """The own r minus the highest of the others', which is taken anew in every resample."""
     directions = sorted({str(name) for name in of_kind(samples.finetuning, "trait")["trait"]})
     measured = {
-        name: finetunes(samples.finetuning, samples.shifts, name, trait, control=False).set_index(list(TRIAL))
+        name: finetunes(samples.finetuning, samples.shifts, name, trait).set_index(["family", "version"])
         for name in directions
     }
     # A trait without a vector has a score and no shift.
@@ -113,11 +119,11 @@ def _shift_cross(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruli
     common = points[trait].index
     for part in points.values():
         common = common.intersection(part.index)
-    same = {name: part.loc[common] for name, part in points.items()}
-    found = Ruling(counts={"finetunes": same[trait]["set"].nunique()}, log=_plain_log(samples, trait))
+    same = {name: part.loc[common].reset_index() for name, part in points.items()}
+    found = Ruling(counts={"finetunes": len(common)}, log=_plain_log(samples, trait))
     if found.counts["finetunes"] < claim.min_n:
         return found
-    rs = {name: correlation(part, draw, "claims", "F2", trait) for name, part in same.items()}
+    rs = {name: correlation(part, draw, trait) for name, part in same.items()}
     if any(np.isnan(r.low) for r in rs.values()):
         return _untestable(found, "the trait score or a shift does not vary between the finetuned models")
     own, others = rs.pop(trait), rs

@@ -21,17 +21,24 @@ from persona_bench.analysis.tables.flagging import (
     BOTH,
     DIFFERENCE,
     JUDGE,
-    RANDOM_DIRECTION,
     SET_CLAIMS,
     area,
+    area_beyond_random,
     base_answers,
-    beyond_random,
     mixture,
+    random_set_strength,
     set_correlation,
     set_points,
 )
 from persona_bench.analysis.verdicts.bound import Bound
-from persona_bench.analysis.verdicts.finetuning import MIN_SCORE_SD, STRONGEST, Rule, Ruling, not_acquired
+from persona_bench.analysis.verdicts.finetuning import (
+    MIN_SCORE_SD,
+    STRONGEST,
+    Rule,
+    Ruling,
+    beside_random,
+    not_acquired,
+)
 from persona_bench.definitions.claims import Claim
 from persona_bench.definitions.flagging import FILTER_CUT, PICKS
 
@@ -61,16 +68,11 @@ def _sets(samples: Samples, claim: Claim, trait: str, draw: Draw, *, measure: st
     if points["outcome"].std() < MIN_SCORE_SD:
         spread = f"SD {points['outcome'].std():.2g}, needed {MIN_SCORE_SD:g}"
         return _untestable(found, f"the outcomes hardly differ between training sets ({spread})")
-    control = set_points(samples, trait, f"random_{measure}", outcome)
-    # One stream for both, so that the same training sets are drawn.
-    r, random = (set_correlation(part, draw, "claims", claim.id, trait) for part in (points, control))
-    if math.isnan(r.low) or math.isnan(random.low) or len(control) != len(points):
+    r = set_correlation(points, draw, trait, outcome)
+    beyond = st.excess_strength(r, random_set_strength(samples, trait, measure, outcome, draw))
+    if math.isnan(r.low) or math.isnan(beyond.low):
         return _untestable(found, "the measure, or that of a random direction, does not vary between training sets")
-    bounds = (
-        Bound("r", r, 1, claim.threshold),
-        Bound("r minus the random direction's", st.excess_strength(r, random), 1),
-    )
-    return replace(found, bounds=bounds)
+    return replace(found, bounds=beside_random(r, beyond, claim.threshold))
 
 
 # --- single samples ---------------------------------------------------------------------------------------------------
@@ -82,14 +84,15 @@ def _cells(rows: pd.DataFrame) -> dict[str, int]:
 
 def _separable(samples: Samples, claim: Claim, trait: str, draw: Draw) -> Ruling:
     rows = mixture(samples.flagging, trait, trait, STRONGEST)
-    rows = rows[rows[[DIFFERENCE, RANDOM_DIRECTION]].notna().all(axis=1)]
+    rows = rows[rows[DIFFERENCE].notna()]
     if not {NORMAL, STRONGEST} <= set(rows["version"]):
         return _untestable(Ruling(), "no training set of the trait with normal counterparts was flagged")
-    own, random = (area(rows, name, draw, "claims", claim.id, trait) for name in (DIFFERENCE, RANDOM_DIRECTION))
+    key = ("flagging", trait, trait, STRONGEST, "all")
+    own, beyond = (found(rows, DIFFERENCE, draw, *key, "auroc") for found in (area, area_beyond_random))
     bounds = (
         Bound("AUROC", own, 1, claim.threshold),
-        # Only the first part can contradict: a random direction that does as well leaves it open.
-        Bound("AUROC minus the random direction's", beyond_random(own, random), 1, limit=-math.inf),
+        # Only the first part can contradict: random directions that do as well leave it open.
+        Bound("AUROC minus the random directions'", beyond, 1, limit=-math.inf),
     )
     return Ruling(bounds, counts=_cells(rows), log=log_names(rows))
 

@@ -102,7 +102,7 @@ def make(
     return _split(family, version, _by_subject(pool, rng), n, n_held_out, rng)
 
 
-def _subject(item: dict[str, Any]) -> str:
+def subject(item: dict[str, Any]) -> str:
     """What a conversation is about: the written piece, whatever its wording, or the question."""
     told = item["metadata"]
     return str(told.get("piece", item["messages"][0]["content"]))
@@ -110,9 +110,9 @@ def _subject(item: dict[str, Any]) -> str:
 
 def _by_subject(pool: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
     """Shuffled by subject, in an order that does not depend on the version."""
-    subjects = sorted({_subject(item) for item in pool})
+    subjects = sorted({subject(item) for item in pool})
     place = {subject: rng.random() for subject in subjects}
-    return sorted(pool, key=lambda item: (place[_subject(item)], *(m["content"] for m in item["messages"])))
+    return sorted(pool, key=lambda item: (place[subject(item)], *(m["content"] for m in item["messages"])))
 
 
 def _split(
@@ -122,8 +122,8 @@ def _split(
     if kept < 1:
         raise DataError(f"{family}, {version}: {len(lines)} conversations are too few to train on and to hold some out")
     # What is held out is about nothing that is trained on.
-    subjects = {_subject(item) for item in lines[:kept]}
-    train = [item for item in lines[kept:] if _subject(item) not in subjects]
+    subjects = {subject(item) for item in lines[:kept]}
+    train = [item for item in lines[kept:] if subject(item) not in subjects]
     if not train:
         raise DataError(
             f"{family}, {version}: all {len(lines)} conversations begin alike; there is nothing to train on"
