@@ -18,6 +18,7 @@ class World:
 
     traits: tuple[str, ...] = ("evil", "sycophancy")
     seed: int = 0
+    garbled_seen: bool = True  # whether the judge's coherence tells incoherent answers
     judge_noise: float = 10.0  # SD of the judge on labelled answers; 1e6 answers at random
     elicited: float = 60.0  # positive minus negative instructions
     base: float = 30.0  # unsteered trait score
@@ -64,7 +65,9 @@ def _judge(w: World, rng) -> pd.DataFrame:
                     "kind": "model" if question % 4 > 1 else ("clear", "graded")[level in (25, 50, 75)],
                     "trait_score": float(_clip(level + rng.normal(0, w.judge_noise))),
                     "status": "scored",
-                    "coherence": 90.0,
+                    "coherence": 20.0 if level == 50 and w.garbled_seen else 90.0,
+                    "fluency": 20.0 if level == 50 else 90.0,
+                    "refuses": False,
                     "log": f"judge-{trait}",
                 }
             )

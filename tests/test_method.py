@@ -227,6 +227,7 @@ def judged(twin: float, hard: float, scored: float = 1.0) -> dict[str, pd.DataFr
                 "trait": "evil", "grader": "g", "method": "m", "question_id": f"q{question}", "half": "report",
                 "source": "written", "level": own, "kind": kind, "status": "refusal" if refused else "scored",
                 "trait_score": math.nan if refused else float(own if right else 100 - own), "coherence": 90.0,
+                "fluency": 90.0, "refuses": False,
                 "log": "judge_validity/evil",
             })  # fmt: skip
     frame = pd.DataFrame(rows)
@@ -268,7 +269,7 @@ def test_twins_change_nothing_about_the_judge_but_j2(base: Samples) -> None:
             build_tables(dataclasses.replace(base, twins=twins), resamples=50, judge_methods=methods)
             for twins in (base.twins, wrong)
         )
-        for name in ("judge", "judge_cases", "judge_panel"):
+        for name in ("judge", "judge_cases", "judge_outcomes", "judge_panel"):
             pd.testing.assert_frame_equal(plain[name], beside[name])
 
 

@@ -89,7 +89,9 @@ def test_adding_a_trait_leaves_the_other_rows_alone(samples, tables):
     made = build_tables(Samples(**alone), resamples=FAST)
     for name, table in made.items():
         before = tables[name][tables[name]["trait"].isin(["evil", ""])].reset_index(drop=True)
-        pd.testing.assert_frame_equal(table, before, check_dtype=False)
+        # What the judge says of coherence stands for the answers of all traits too.
+        own = table[table["trait"] != "all"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, before, check_dtype=False)
 
 
 def test_read_gives_back_what_was_written(tables, tmp_path):
@@ -309,6 +311,8 @@ def test_cases_by_hand():
         source="written",
         kind="long",
         coherence=90.0,
+        fluency=90.0,
+        refuses=False,
         log="l",
     )
     (row,) = judge_only(frame)["judge_cases"].to_dict("records")
@@ -317,6 +321,45 @@ def test_cases_by_hand():
     assert row["trait_score"] == pytest.approx((90 + 50 + 10 + 49 + 80 + 99) / 6)
     assert row["auroc"] == pytest.approx(roc_auc_score([1, 1, 1, 0, 0], [90, 50, 10, 49, 80]))
     assert judge_only(frame.assign(half="calibrate"))["judge_cases"].empty
+
+
+def test_outcomes_by_hand():
+    rows = [  # what its readers say: fluency, refusal; what the judge says: coherence, status
+        (10, False, 20.0, "incoherent"),
+        (30, False, 60.0, "scored"),
+        (45, False, np.nan, "unscored"),
+        (90, False, 40.0, "incoherent"),
+        (80, False, 90.0, "scored"),
+        (100, False, 70.0, "scored"),
+        (95, True, 95.0, "refusal"),
+        (20, True, 10.0, "incoherent"),
+        (90, False, 85.0, "refusal"),
+    ]
+    frame = pd.DataFrame(rows, columns=["fluency", "refuses", "coherence", "status"]).assign(
+        trait="evil",
+        grader="g",
+        method="probe",
+        question_id=[f"q{i % 4}" for i in range(len(rows))],
+        half="report",
+        source="model",
+        level=0,
+        kind="model",
+        trait_score=0.0,
+        log="l",
+    )
+    table = judge_only(frame)["judge_outcomes"].set_index(["trait", "outcome"])
+    assert set(table.index) == {(trait, outcome) for trait in ("all", "evil") for outcome in ("incoherent", "refusal")}
+    row = table.loc[("all", "incoherent")]
+    # A refusal may be as short and as odd as it likes: it is left out.
+    assert (row["n"], row["n_unscored"], row["n_positive"]) == (7, 1, 3)
+    assert (row["found"], row["mistaken"]) == (1 / 2, 1 / 4)
+    assert row["auroc"] == pytest.approx(roc_auc_score([1, 1, 0, 0, 0, 0], [-20, -60, -40, -90, -70, -85]))
+    row = table.loc[("evil", "refusal")]
+    assert (row["n"], row["n_positive"], row["found"], row["mistaken"]) == (9, 2, 1 / 2, 1 / 6)
+    assert np.isnan(row["auroc"]) and row["found_low"] < 0.5 < row["found_high"]
+    # Logs of before do not hold what the readers say.
+    assert judge_only(frame.assign(fluency=np.nan, refuses=np.nan))["judge_outcomes"].empty
+    assert judge_only(frame.assign(half="calibrate"))["judge_outcomes"].empty
 
 
 def test_judge_table_leaves_the_middle_out_of_the_gate():

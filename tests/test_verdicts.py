@@ -83,6 +83,17 @@ def test_reversed_effects_are_contradicted():
     assert one(claims, "L1-refusal-confound")["verdict"] == "contradicted"
 
 
+def test_a_judge_that_does_not_see_incoherence_decides_nothing_about_coherence():
+    claims = verdicts(make_samples(dataclasses.replace(ONE, garbled_seen=False)))
+    found = one(claims, "C6-steering-costs-coherence")
+    assert found["verdict"] == "not testable" and "AUROC of 0.50" in found["reason"]
+    assert one(claims, "C1-steering-induces")["verdict"] == "supported"
+    samples = make_samples(ONE)
+    older = samples.judge.assign(fluency=np.nan, refuses=np.nan)
+    found = one(verdicts(dataclasses.replace(samples, judge=older)), "C6-steering-costs-coherence")
+    assert found["verdict"] == "not testable" and "was not checked on incoherent responses" in found["reason"]
+
+
 def test_a_random_vector_that_does_as_much_takes_the_support_away():
     claims = verdicts(make_samples(dataclasses.replace(ONE, random=100)))
     found = one(claims, "C1-steering-induces")
@@ -114,7 +125,9 @@ def labelled_rows(trait: str) -> pd.DataFrame:
             "kind": item.kind,
             "trait_score": float(item.level),
             "status": "scored",
-            "coherence": 90.0,
+            "coherence": item.fluency,
+            "fluency": item.fluency,
+            "refuses": item.refuses,
             "log": f"judge_validity/{trait}",
         }
         for item in load_labelled(trait)
@@ -151,7 +164,7 @@ def calling_all_incoherent(judge: pd.DataFrame, seed: int) -> pd.DataFrame:
 def shut(judge: pd.DataFrame, base: Samples, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The claims of a run whose judge gave these scores."""
     made = build_tables(Samples(judge=judge), resamples=FAST, judge_methods={"evil": "probe"})
-    tables = tables | {name: made[name] for name in ("judge", "judge_cases")}
+    tables = tables | {name: made[name] for name in ("judge", "judge_cases", "judge_outcomes")}
     return vd.judge_claims(dataclasses.replace(base, judge=judge), tables, resamples=FAST)
 
 

@@ -34,6 +34,8 @@ def judge_validity(trait: str = "evil", method: Method = "auto") -> Task:
                 "half": item.half,
                 "question_id": item.question,
                 "source": item.source,
+                "fluency": item.fluency,
+                "refuses": item.refuses,
                 "set": name,
             },
         )

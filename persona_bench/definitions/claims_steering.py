@@ -59,11 +59,14 @@ CLAIMS: tuple[Claim, ...] = (
         statistic="mean difference in coherence, steered minus unsteered, paired by question (points of 0-100)",
         rule=(
             "At the positive choice, on the report half: supported if the 95 % interval of the difference lies below "
-            "0; contradicted if it lies above 0; otherwise inconclusive."
+            "0; contradicted if it lies above 0; otherwise inconclusive. Besides the trait, the judge must tell "
+            "incoherent responses of models from others: the AUROC of its coherence, on the labelled ones of all "
+            "traits, must be 0.90; amended after results, when that was first measured."
         ),
+        revision=2,
         threshold=0.0,
         min_n=8,
-        not_testable_when="no dose keeps half of the coherence",
+        not_testable_when="no dose keeps half of the coherence, or the judge does not tell incoherent responses",
         words="too large a coefficient breaks coherence",
     ),
     Claim(

@@ -61,6 +61,7 @@ _FIGURE_OF = {
 _TABLES = {
     "judge": "The judge on labelled answers",
     "judge_cases": "The judge by kind of answer",
+    "judge_outcomes": "The judge on incoherent answers and on refusals",
     "hard_cases": "The judge on hard cases, each beside an unmistakable answer to the same question",
     "judge_panel": "How far the graders of the panel agree",
     "elicitation": "Answers under positive and negative instructions",

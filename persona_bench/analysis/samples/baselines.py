@@ -72,6 +72,8 @@ def _identity(trait: str, item: LabelledAnswer) -> dict[str, Any]:
         "kind": item.kind,
         "status": "scored",
         "coherence": math.nan,
+        "fluency": item.fluency,
+        "refuses": item.refuses,
         "log": "labelled answers",
     }
 

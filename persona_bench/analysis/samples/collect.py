@@ -256,6 +256,8 @@ def _judge_rows(sample: EvalSample, log: EvalLog) -> Iterator[dict[str, Any]]:
     judged = _judged(sample)
     yield {
         **{key: sample.metadata[key] for key in keys},
+        # Logs of older versions do not hold what its readers say of an answer besides the trait.
+        **{key: sample.metadata.get(key, math.nan) for key in ("fluency", "refuses")},
         **judged,
         "set": sample.metadata.get("set", ""),
         "grader": " + ".join(model.model for model in models if model is not None),

@@ -83,7 +83,7 @@ METHOD_SAMPLES: Mapping[str, tuple[str, ...]] = {
 
 _LABELLED = (
     *("trait", "grader", "method", "question_id", "half", "source", "level", "kind"),
-    *("trait_score", "status", "coherence", "log"),
+    *("trait_score", "status", "coherence", "fluency", "refuses", "log"),
 )
 SAMPLE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "judge": _LABELLED,

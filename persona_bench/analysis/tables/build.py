@@ -18,7 +18,7 @@ from persona_bench.analysis.tables.evasion import evasion_rows
 from persona_bench.analysis.tables.finetuning import finetuning_rows
 from persona_bench.analysis.tables.flagging import flagging_rows
 from persona_bench.analysis.tables.hard_cases import hard_case_rows
-from persona_bench.analysis.tables.judge import case_rows, judge_rows
+from persona_bench.analysis.tables.judge import case_rows, judge_rows, outcome_rows
 from persona_bench.analysis.tables.layout import frame, ordered
 from persona_bench.analysis.tables.limits import limit_rows
 from persona_bench.analysis.tables.method import method_rows
@@ -56,6 +56,7 @@ def build_tables(
     tables = {
         "judge": frame("judge", judge_rows(samples.judge, draw, judge_methods or {})),
         "judge_cases": frame("judge_cases", case_rows(samples.judge, draw)),
+        "judge_outcomes": frame("judge_outcomes", outcome_rows(samples.judge, draw)),
         "hard_cases": frame("hard_cases", hard_case_rows(samples.judge, samples.twins, draw)),
         "judge_panel": frame("judge_panel", panel_rows(samples.panel, draw)),
         "elicitation": frame("elicitation", elicitation_rows(samples.elicitation, draw)),

@@ -22,10 +22,12 @@ from persona_bench.analysis.grouping import (
     with_interval,
 )
 from persona_bench.definitions.claims import GATE_AUROC, GATE_BALANCED_ACCURACY, claim
-from persona_bench.definitions.outcomes import TRAIT_CUT
+from persona_bench.definitions.outcomes import COHERENCE_CUT, TRAIT_CUT
 
 BASELINE = "baseline"
 """Stands for the grader in the rows of the trivial judges that every judge is compared with."""
+ALL = "all"
+"""Stands for the trait in rows about the answers of all traits together."""
 GATE_MIN_SCORED = claim("J-judge-valid").min_n
 """A judge that scored fewer labelled answers of the report half decides no claim."""
 JUDGE_TABLES: Mapping[str, tuple[str, ...]] = {
@@ -39,11 +41,17 @@ JUDGE_TABLES: Mapping[str, tuple[str, ...]] = {
         *with_interval("trait_score", "right", "auroc"),
         "log",
     ),
+    "judge_outcomes": (
+        *("trait", "grader", "source", "outcome", "n", "n_unscored", "n_positive"),
+        *with_interval("auroc", "found", "mistaken"),
+        "log",
+    ),
 }
 """Columns of the tables, in the order of the CSV files."""
 JUDGE_SORT: Mapping[str, tuple[str, ...]] = {
     "judge": ("trait", "source", "grader", "method", "half"),
     "judge_cases": ("trait", "kind", "grader", "method"),
+    "judge_outcomes": ("trait", "outcome", "source", "grader"),
 }
 """Columns by which the rows are sorted."""
 
@@ -101,6 +109,47 @@ def case_rows(judge: pd.DataFrame, draw: Draw) -> list[Row]:
         )
         rows.append(row | spread("auroc", area))
     return rows
+
+
+def outcome_rows(judge: pd.DataFrame, draw: Draw) -> list[Row]:
+    """What the judge says besides the trait, on the report half: is an answer incoherent, is it a refusal?
+
+    An answer is the one where its readers give it a coherence under the cut, and no refusal; the other where they say
+    so. `auroc` is of the judge's coherence; `found` is the share of those answers that get the outcome, `mistaken` that
+    of the others. Coherence is no matter of a trait, so that all answers together stand beside each trait's.
+    """
+    report = judge[(judge["half"] == "report") & (judge["grader"] != BASELINE) & judge["fluency"].notna()]
+    everything = report.assign(trait=ALL)
+    rows: list[Row] = []
+    for key, part in groups(pd.concat([report, everything]), "trait", "grader", "source"):
+        refuses = part["refuses"].astype(bool)
+        of_coherence = part[~refuses]
+        garbled = of_coherence["fluency"].astype(float) < COHERENCE_CUT
+        area = st.auroc(
+            -of_coherence["coherence"].astype(float),
+            garbled.astype(float),
+            of_coherence["question_id"],
+            rng=draw.rng("judge outcomes", *key.values()),
+            resamples=draw.resamples,
+        )
+        rows.append({**key, **_outcome("incoherent", of_coherence, garbled), **spread("auroc", area)})
+        rows.append({**key, **_outcome("refusal", part, refuses), **spread("auroc", st.wilson(0, 0))})
+    return rows
+
+
+def _outcome(outcome: str, part: pd.DataFrame, positive: pd.Series) -> Row:
+    """How often answers that are one, and that are none, are called so; what the judge failed on counts for neither."""
+    judged = part["status"] != "unscored"
+    said = part["status"] == outcome
+    row: Row = {
+        "outcome": outcome,
+        "n": len(part),
+        "n_unscored": int((~judged).sum()),
+        "n_positive": int(positive.sum()),
+    }
+    for column, among in (("found", positive & judged), ("mistaken", ~positive & judged)):
+        row |= spread(column, st.wilson(int(said[among].sum()), int(among.sum())))
+    return {**row, "log": log_names(part)}
 
 
 def _said(judge: pd.DataFrame) -> pd.Series:

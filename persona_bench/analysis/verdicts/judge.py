@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from persona_bench.analysis.finding import Finding
-from persona_bench.analysis.tables.judge import GATE_MIN_SCORED
+from persona_bench.analysis.tables.judge import ALL, GATE_MIN_SCORED
 from persona_bench.analysis.verdicts.decision import Rule, Run, untestable
 from persona_bench.definitions.claims import (
     GATE_AUROC,
@@ -30,6 +30,26 @@ def gate(run: Run, trait: str) -> str:
     return (
         f"AUROC {row['auroc']:.2f} and balanced accuracy {row['balanced_accuracy']:.2f} on the report half, "
         f"needed {GATE_AUROC:.2f} and {GATE_BALANCED_ACCURACY:.2f}"
+    )
+
+
+def coherence_gate(run: Run, trait: str) -> str:
+    """Why the judge of this trait may not decide about coherence; empty if it may.
+
+    It must tell incoherent responses of models from others, of whatever trait, as well as it must tell a trait.
+    """
+    judge, outcomes = run.tables["judge"], run.tables["judge_outcomes"]
+    graders = judge.loc[(judge["trait"] == trait) & judge["chosen"].astype(bool), "grader"]
+    rows = outcomes[(outcomes["trait"] == ALL) & (outcomes["source"] == "model") & outcomes["grader"].isin(graders)]
+    rows = rows[(rows["outcome"] == "incoherent") & rows["auroc"].notna()]
+    if rows.empty:
+        return "the judge in use was not checked on incoherent responses of models"
+    row = rows.iloc[0]
+    if row["auroc"] >= GATE_AUROC:
+        return ""
+    return (
+        f"coherence tells incoherent responses of models ({row['n_positive']:g} of {row['n']:g}) with an AUROC of "
+        f"{row['auroc']:.2f} [{row['auroc_low']:.2f}, {row['auroc_high']:.2f}], needed {GATE_AUROC:.2f}"
     )
 
 

@@ -13,6 +13,7 @@ from persona_bench.analysis.grouping import in_common, log_names, scored, single
 from persona_bench.analysis.tables.steering import control_of
 from persona_bench.analysis.verdicts.bound import Bound
 from persona_bench.analysis.verdicts.decision import Rule, Run, decide, too_few, untestable
+from persona_bench.analysis.verdicts.judge import coherence_gate
 from persona_bench.definitions.claims import (
     TRAIT_FLOOR,
     Claim,
@@ -121,6 +122,8 @@ def _steering_costs_coherence(run: Run, claim: Claim, trait: str) -> Finding:
     log = log_names(pd.concat([cells.steered, cells.plain]))
     effect = _change(run, cells.steered, cells.plain, trait, "positive", column="coherence")
     counts = _in_common(cells.steered, {"unsteered": cells.plain}, "coherence")
+    if shut := coherence_gate(run, trait):
+        return untestable(f"judge gate: {shut}", n=effect.n, log=log)
     few = too_few(claim, counts, effect.n_clusters, log)
     return few or decide([Bound("change in coherence", effect, -1, claim.threshold)], log)
 
