@@ -146,9 +146,10 @@ def test_fits_see_the_calibrating_half_and_its_questions(monkeypatch: pytest.Mon
     whole = baselines.fit
     seen: list[tuple[Any, ...]] = []
 
-    def spied(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str]) -> Any:
+    def spied(voices: np.ndarray, shares: np.ndarray, questions: Sequence[str], *, even: bool) -> Any:
+        assert even  # as local graders are fitted
         seen.append((voices.shape, shares.tolist(), list(questions)))
-        return whole(voices, shares, questions)
+        return whole(voices, shares, questions, even=even)
 
     monkeypatch.setattr(baselines, "fit", spied)
     rows(items, monkeypatch)

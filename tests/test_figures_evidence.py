@@ -147,17 +147,17 @@ def drift(**row: float) -> pd.DataFrame:
 
 
 def test_an_alarm_is_before_or_after_by_so_many_turns_of_so_many_conversations() -> None:
-    late = drift(n_crossed=5, n_alarmed=6, caught=0.0, lead=-4.0, lead_low=-23.7, lead_high=15.7)
+    late = drift(n_crossed=5, n_alarmed=6, n_both=3, caught=0.0, lead=-4.0, lead_low=-23.7, lead_high=15.7)
     title, note = _alarm(late, "evil", span=7)
-    assert title == "5 of 8 conversations reach 50\nfirst alarm 4.0 turns after that (mean of 3 to 5)"
+    assert title == "5 of 8 conversations reach 50\nfirst alarm 4.0 turns after that (mean of the 3 with both)"
     assert "95 % interval the whole range" in note and "23" not in note
-    early = drift(n_crossed=8, n_alarmed=7, caught=0.9, lead=1.4, lead_low=-0.9, lead_high=9.0)
+    early = drift(n_crossed=8, n_alarmed=7, n_both=7, caught=0.9, lead=1.4, lead_low=-0.9, lead_high=9.0)
     title, note = _alarm(early, "evil", span=7)
-    assert title.endswith("first alarm 1.4 turns before that (mean of 7)")
+    assert title.endswith("first alarm 1.4 turns before that (mean of the 7 with both)")
     assert "mean of the 7 with both, 95 % interval 0.9 turns after to 7.0 turns before." in note
-    alone = drift(n_crossed=1, n_alarmed=4, caught=1.0, lead=0.0, lead_low=np.nan, lead_high=np.nan)
+    alone = drift(n_crossed=1, n_alarmed=4, n_both=np.nan, caught=1.0, lead=0.0, lead_low=np.nan, lead_high=np.nan)
     title, note = _alarm(alone, "evil", span=7)
-    assert "(one conversation)" in title and "too few for an interval" in note
+    assert "(mean of those with both)" in title and "too few for an interval" in note
     silent = drift(n_crossed=3, n_alarmed=0, caught=0.0, lead=np.nan, lead_low=np.nan, lead_high=np.nan)
     assert _alarm(silent, "evil", span=7)[0] == "3 of 8 conversations reach 50\nand none of these raises an alarm"
     never = drift(n_crossed=0, n_alarmed=3, caught=np.nan, lead=np.nan, lead_low=np.nan, lead_high=np.nan)

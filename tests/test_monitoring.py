@@ -278,6 +278,7 @@ def test_the_lead_of_an_alarm_is_found(lead: int) -> None:
     if lead < 3:
         assert row["lead_low"] <= lead <= row["lead_high"]
     assert row["n_unscored_turns"] == 0 and 0 <= row["false_alarms"] <= 0.25
+    assert row["n_both"] == min(row["n_crossed"], row["n_alarmed"])
 
 
 def test_a_reader_of_the_prompt_is_a_baseline_to_beat() -> None:

@@ -133,6 +133,14 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     assert table.set_index("setting")["coherent"].to_dict()["single"] in (True, False)
     assert not table[(table["setting"] == "single") & (table["vector"] == "persona")]["coherent"].any()
     assert (table["half"] == "report").all() and (table["mmlu_n"] == 400).all()
+    samples = planted(Plan(arms))
+    steering = samples.steering
+    silent = (steering["setting"] == "cap") & (np.arange(len(steering)) % 3 > 0)
+    mostly_refused = steering.assign(
+        status=steering["status"].mask(silent, "refusal"), trait_score=steering["trait_score"].mask(silent)
+    )
+    table = build_tables(dataclasses.replace(samples, steering=mostly_refused), resamples=20)["tradeoff"]
+    assert set(table.loc[table["frontier"], "setting"]) == {"none", "system_prompt", "ablate"}
 
 
 def test_other_settings_leave_the_choice_as_it_was() -> None:

@@ -27,11 +27,12 @@ from persona_bench.analysis.figures.drawing import (
     trait_colours,
     trait_markers,
 )
-from persona_bench.analysis.figures.evidence import HOLLOW, draw_joined, enough_scores, judge_passes
+from persona_bench.analysis.figures.evidence import HOLLOW, draw_joined, judge_passes
 from persona_bench.analysis.figures.monitoring import condition_words
 from persona_bench.analysis.grouping import groups, single
 from persona_bench.analysis.runs import Run, read_runs
 from persona_bench.analysis.tables.files import write_tables
+from persona_bench.analysis.tables.tradeoff import enough_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

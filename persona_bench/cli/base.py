@@ -73,6 +73,16 @@ def say(message: str) -> None:
     click.echo(printable(message), err=True)
 
 
+def warn(message: str) -> None:
+    """A line about what is not as it should be."""
+    say(f"warning: {message}")
+
+
+def tell(result: object) -> None:
+    """A result, on stdout."""
+    click.echo(printable(str(result)))
+
+
 def some_grader(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """The value of --grader, if it names any."""
     if not any(name.strip() for name in value.split(",")):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from persona_bench.cli.base import SHOWN, main, say
+from persona_bench.cli.base import SHOWN, main, say, tell
 from persona_bench.errors import DataError
 
 
@@ -135,4 +135,4 @@ def finetune(
 
         note = f"{model} · {len(conversations)} conversations · seed {seed}"
         save_training(trained.history, plot, f"Training: {data.stem}", note)
-    click.echo(f"{out}: {'trained' if trained.made else 'held this training already'}; use it as persona/{model}+{out}")
+    tell(f"{out}: {'trained' if trained.made else 'held this training already'}; use it as persona/{model}+{out}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, main, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, main, say, some_grader, tell
 from persona_bench.definitions.outcomes import METHODS
 from persona_bench.errors import DataError
 from persona_bench.pipeline import DEFAULT_GRADER
@@ -40,4 +40,4 @@ def judge(trait: str, grader: str, method: str, source: Path, out: Path) -> None
         counts = judge_log(graders, trait, source, out, method)
     else:
         counts = judge_file(graders, loaded, source, out, method, say)
-    click.echo(f"{out}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
+    tell(f"{out}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from persona_bench.cli.base import SHOWN, main, say
+from persona_bench.cli.base import SHOWN, main, say, tell
 
 
 @main.command()
@@ -52,9 +52,9 @@ def bench(
         figures["few_shot"] = _few_shot(model, few_shot, repeats)
         figures["ratios"] |= figures["few_shot"].pop("ratios")
     for name, value in figures["throughput"].items():
-        click.echo(f"{name:32} {value:8.1f} tokens/s")
+        tell(f"{name:32} {value:8.1f} tokens/s")
     for name, value in figures["ratios"].items():
-        click.echo(f"{name:32} {value:8.3f}")
+        tell(f"{name:32} {value:8.3f}")
     if target is not None:
         write_atomic(target, json.dumps(figures, indent=1) + "\n")
 
@@ -115,7 +115,7 @@ def assets_fetch(name: str) -> None:
 
     known = catalogue.CATALOGUE.get(name)
     fetch = catalogue.fetch_data if isinstance(known, catalogue.DataAsset) else catalogue.fetch_weights
-    click.echo(fetch(name, progress=say))
+    tell(fetch(name, progress=say))
 
 
 @assets.command("verify")
@@ -128,6 +128,6 @@ def assets_verify(names: tuple[str, ...]) -> None:
     for name in names or [item.name for item in status() if item.cached]:
         found = verify(name)
         problems += found
-        click.echo(f"{name}: {'; '.join(found) if found else 'ok'}")
+        tell(f"{name}: {'; '.join(found) if found else 'ok'}")
     if problems:
         sys.exit(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader, tell, warn
 from persona_bench.errors import DataError
 from persona_bench.pipeline import DEFAULT_GRADER
 
@@ -60,13 +60,13 @@ def run(
     folder = pipeline.run_folder(settings, out)
     if pipeline.finished(settings, out) is not None:
         _print_claims(folder / "claims.csv")
-        click.echo(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
+        tell(f"Nothing to do: {folder} holds this run already. Its report: {folder / 'report.html'}")
         return
     held = pipeline.run(settings, out, say, shlex.join(["persona-bench", *sys.argv[1:]]), processes)
     _print_claims(folder / "claims.csv")
     for warning in held["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"Report: {folder / 'report.html'}")
+        warn(warning)
+    tell(f"Report: {folder / 'report.html'}")
 
 
 @main.command()
@@ -85,9 +85,9 @@ def rejudge(run_folder: Path, grader: str, out: Path) -> None:
     command = shlex.join(["persona-bench", *sys.argv[1:]])
     folder, held = pipeline.rejudge(run_folder, grader, out, say, command)
     for warning in held["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{counts(read_change(folder / f'{GRADER_CHANGE}.csv'), 'the grader')}.")
-    click.echo(f"Report: {folder / 'report.html'}")
+        warn(warning)
+    tell(f"{counts(read_change(folder / f'{GRADER_CHANGE}.csv'), 'the grader')}.")
+    tell(f"Report: {folder / 'report.html'}")
 
 
 @main.command(cls=Deciding)
@@ -131,9 +131,9 @@ def compare(first: Path, second: Path, out: Path | None, note: str | None) -> No
         rows = zip(changed["claim"], changed["trait"], *zip(*both, strict=True), strict=True)
         print_table("Verdicts that changed", ("claim", "trait", "first", "second"), rows)
     for sentence in compared.sentences():
-        click.echo(sentence)
+        tell(sentence)
     if out is not None:
-        click.echo(f"Both side by side: {out}")
+        tell(f"Both side by side: {out}")
     sys.exit(int(len(changed) > 0))
 
 
@@ -149,7 +149,7 @@ def publish(run_folder: Path, out: Path, allow_quick: bool) -> None:
     """
     from persona_bench.publishing import publish
 
-    click.echo(publish(run_folder, out, allow_quick))
+    tell(publish(run_folder, out, allow_quick))
 
 
 @main.command()
@@ -163,7 +163,7 @@ def figures(results: Path, out: Path) -> None:
     from persona_bench.analysis.comparison import draw_results
 
     drawn = draw_results(results, out, say)
-    click.echo(f"{out}: {len(drawn)} files")
+    tell(f"{out}: {len(drawn)} files")
 
 
 def _print_claims(path: Path) -> None:

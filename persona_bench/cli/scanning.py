@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from persona_bench.cli.base import SHOWN, main, print_table, say
+from persona_bench.cli.base import SHOWN, main, print_table, say, tell, warn
 
 
 @main.command()
@@ -100,17 +100,17 @@ def scan(
     summary = run_scan(planned, engine=engine, cluster=cluster, reference=reference, top=top, say=say)
     _print_scan(summary)
     rejected = sum(summary["rejected"].values())
-    click.echo(f"{out}: {summary['n']} samples, {rejected} rows rejected; summary: {planned.summary_path}")
+    tell(f"{out}: {summary['n']} samples, {rejected} rows rejected; summary: {planned.summary_path}")
     if plot is not None:
         from persona_bench.analysis.figures.scan import save_histograms
 
         save_histograms(summary, plot)
-        click.echo(f"{plot}: histograms")
+        tell(f"{plot}: histograms")
     if page is not None:
         from persona_bench.analysis.figures.scan_page import write_page
 
         write_page(planned, summary, page)
-        click.echo(f"{page}: the highest and lowest samples")
+        tell(f"{page}: the highest and lowest samples")
 
 
 def _print_scan(summary: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _print_scan(summary: dict[str, Any]) -> None:
     for what in (summary["statuses"], summary["rejected"]):
         for reason, n in what.items():
             if reason != "measured":
-                click.echo(f"warning: {n} rows: {reason.replace('too_long', 'longer than the context')}", err=True)
+                warn(f"{n} rows: {reason.replace('too_long', 'longer than the context')}")
 
 
 def _short(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader
+from persona_bench.cli.base import GRADER_HELP, SHOWN, Deciding, main, print_table, say, some_grader, tell, warn
 from persona_bench.errors import DataError, PersonaBenchError
 from persona_bench.pipeline import DEFAULT_GRADER
 
@@ -75,12 +75,12 @@ def extract(
     folder = logs or out.parent / f"{out.stem}-elicitation"
     vector = pipeline.extract_one(settings, folder, out, say)
     counts = vector.provenance["counts"]
-    click.echo(
+    tell(
         f"{out}: {vector.trait}, {vector.n_layers} layers, from {counts['positive']['kept']} positive and "
         f"{counts['negative']['kept']} negative responses"
     )
     if vector.provenance["warning"]:
-        click.echo(f"warning: {vector.provenance['warning']}", err=True)
+        warn(vector.provenance["warning"])
 
 
 def _describe(text: str, name: str, path: Path | None, generator: str | None, out: Path | None) -> Path | None:
@@ -105,11 +105,11 @@ def _describe(text: str, name: str, path: Path | None, generator: str | None, ou
 
     written = write_trait(open_generator(model_spec(generator)), text, name, say)
     write_atomic(target, trait_writing.as_file(written))
-    click.echo(f"{target}: {written.name}, to be looked at by a person:")
+    tell(f"{target}: {written.name}, to be looked at by a person:")
     for item in look_at(written, review(written)):
-        click.echo(f"- {item}")
+        tell(f"- {item}")
     if out is None:
-        click.echo(f"Then: persona-bench extract --trait-file {target} --out {written.name}.safetensors")
+        tell(f"Then: persona-bench extract --trait-file {target} --out {written.name}.safetensors")
     return target
 
 
@@ -167,19 +167,18 @@ def project(
         trace=None if plot is None else number,
         progress=say,
     )
-    click.echo(f"{out}: {done.n} transcripts")
+    tell(f"{out}: {done.n} transcripts")
     if done.overlong:
         named = ", ".join(done.named) + (", ..." if done.overlong > len(done.named) else "")
-        click.echo(
-            f"warning: {done.overlong} transcripts do not fit the model's context of {loaded.max_length} tokens; "
-            f"their rows hold no numbers: {named}",
-            err=True,
+        warn(
+            f"{done.overlong} transcripts do not fit the model's context of {loaded.max_length} tokens; "
+            f"their rows hold no numbers: {named}"
         )
     if done.unplaced:
-        click.echo(f"warning: the chat template left nothing of {done.unplaced} messages", err=True)
+        warn(f"the chat template left nothing of {done.unplaced} messages")
     if plot is not None:
         _plot(plot, model, held, layers, number, done.trace)
-        click.echo(f"{plot}: transcript {number}")
+        tell(f"{plot}: transcript {number}")
 
 
 def _plot(path: Path, model: str, vector: Any, layers: tuple[int, ...], number: int, rows: Any) -> None:
@@ -217,9 +216,9 @@ def convert(source: Path, target: Path, no_norms: bool, **asked: Any) -> None:
 
     given = {name: value for name, value in asked.items() if value is not None}
     done = convert(Request(source, target, norms=not no_norms, **given), say)
-    click.echo(done.outcome)
+    tell(done.outcome)
     for warning in done.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 @main.command(cls=Deciding)
@@ -273,13 +272,13 @@ def check(
     if junit is not None:
         write_atomic(junit, output.junit(outcome))
     print_table(outcome.title, output.COLUMNS, outcome.rows())
-    click.echo(outcome.verdict)
+    tell(outcome.verdict)
     if summary is not None:
         held = summary.read_text(encoding="utf-8") if summary.exists() else ""
         write_atomic(summary, held + output.markdown(outcome))
     if write_baseline is not None and outcome.code == 0:
         new.save(write_baseline)
-        click.echo(f"Baseline: {write_baseline}")
+        tell(f"Baseline: {write_baseline}")
     elif write_baseline is not None:
-        click.echo(f"{write_baseline} is not written: a baseline is made of a vector that passes", err=True)
+        say(f"{write_baseline} is not written: a baseline is made of a vector that passes")
     sys.exit(outcome.code)

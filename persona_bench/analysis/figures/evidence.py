@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.tables.tradeoff import SCORED_SHARE
+from persona_bench.analysis.tables.tradeoff import enough_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HOLLOW = "white"
 """The fill of a marker that is no solid evidence."""
-
-
-def enough_scores(cells: pd.DataFrame) -> pd.Series:
-    """Whether as many of a cell's answers have a trait score as the choice of a dose asks for."""
-    found: pd.Series = cells["n_scored"].astype(float) >= SCORED_SHARE * cells["n"].astype(float)
-    return found
 
 
 def hollow_note(cells: pd.DataFrame) -> str:

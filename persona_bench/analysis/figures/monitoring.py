@@ -287,17 +287,13 @@ def _alarm(drift: pd.DataFrame, trait: str, span: float) -> tuple[str, str]:
     lead, low, high = (float(row[name]) for name in ("lead", "lead_low", "lead_high"))
     if np.isnan(lead):
         return f"{said}\nand none of these raises an alarm", f"{note}."
-    # The table counts those that cross and those that raise an alarm, not those that do both.
-    most = int(min(row["n_crossed"], row["n_alarmed"]))
-    early = 0 if pd.isna(row["caught"]) else round(float(row["caught"]) * row["n_crossed"])
-    least = int(max(1, early, row["n_crossed"] + row["n_alarmed"] - row["n_scripts"]))
-    number = "one" if most == 1 else f"{most}" if least >= most else f"{least} to {most}"
+    # Tables of an older version do not count those with both.
+    number = "those" if pd.isna(row["n_both"]) else f"the {row['n_both']:g}"
     interval = "too few for an interval" if np.isnan(low) else "95 % interval the whole range"
     if low > -span or high < span:
         interval = f"95 % interval {_turns(max(low, -span))} to {_turns(min(high, span))}"
-    note = f"{note}; first alarm against first score of 50 or more, mean of the {number} with both, {interval}."
-    of = "one conversation" if most == 1 else f"mean of {number}"
-    return f"{said}\nfirst alarm {_turns(lead)} that ({of})", note
+    note = f"{note}; first alarm against first score of 50 or more, mean of {number} with both, {interval}."
+    return f"{said}\nfirst alarm {_turns(lead)} that (mean of {number} with both)", note
 
 
 def _turns(lead: float) -> str:

@@ -21,7 +21,8 @@ from persona_bench.analysis.figures.drawing import (
     shaded,
     slug,
 )
-from persona_bench.analysis.figures.evidence import HOLLOW, enough_scores, judge_note
+from persona_bench.analysis.figures.evidence import HOLLOW, judge_note
+from persona_bench.analysis.tables.tradeoff import enough_scores
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:

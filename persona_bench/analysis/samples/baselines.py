@@ -28,7 +28,8 @@ def baseline_rows(trait: str, embed: Embed | None = None) -> list[dict[str, Any]
     """Rows for the sample frame `judge`: the report half as each trivial judge scores it.
 
     `length` sees the number of words and characters, `lexicon` which words occur, `embeddings` the sentence embeddings
-    of answer and question (left out without `embed`). Each is a logistic regression on the calibrating half.
+    of answer and question (left out without `embed`). Each is a logistic regression on the calibrating half, where
+    yes and no weigh the same, as for local graders.
 
     Args:
         trait: a trait with labelled answers.
@@ -40,7 +41,7 @@ def baseline_rows(trait: str, embed: Embed | None = None) -> list[dict[str, Any]
     questions = [item.question for item, use in zip(items, calibrate, strict=True) if use]
     rows = []
     for method, values in _features(items, calibrate, embed).items():
-        scored = fit(values[calibrate], shares[calibrate], questions)
+        scored = fit(values[calibrate], shares[calibrate], questions, even=True)
         for item, value in zip(items, values, strict=True):
             if item.half == "report":
                 rows.append({**_identity(trait, item), "method": method, "trait_score": scored(value)})

@@ -61,7 +61,7 @@ MONITORING_TABLES: Mapping[str, tuple[str, ...]] = {
     "monitoring_tokens": (*("trait", "sample_id", "condition", "rung", "layer", "position", "token", "projection"),),
     "drift": (
         *("trait", "direction", "signal", "scope", "layer", "half", "threshold", "n_scripts", "n_crossed"),
-        *("n_alarmed", "n_unscored_turns", *with_interval("lead", "caught", "false_alarms"), "log"),
+        *("n_alarmed", "n_both", "n_unscored_turns", *with_interval("lead", "caught", "false_alarms"), "log"),
     ),
     "drift_turns": (
         *("trait", "side", "turn", *COUNTS, *with_interval("trait_score", "projection"), "threshold", "layer"),
@@ -394,6 +394,7 @@ def _drift_rows(
         negatives = alarm[label == 0].astype(float)
         row = {**signal.key, "half": "report", "threshold": threshold, "n_scripts": len(scripts)}
         row |= {"n_crossed": len(with_crossing), "n_alarmed": int(scripts["raised"].notna().sum())}
+        row |= {"n_both": int(with_crossing["lead"].notna().sum())}
         row |= {"n_unscored_turns": int(label.isna().sum()), "log": log_names(report)}
         row |= mean_row("lead", with_crossing["lead"], with_crossing, draw, "lead", trait)
         row |= mean_row("caught", caught, with_crossing, draw, "caught", trait, bounds=(0, 1))

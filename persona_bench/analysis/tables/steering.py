@@ -25,7 +25,7 @@ from persona_bench.analysis.grouping import (
     with_interval,
 )
 from persona_bench.analysis.samples.frames import CELL
-from persona_bench.analysis.tables.tradeoff import SCORED_SHARE
+from persona_bench.analysis.tables.tradeoff import SCORED_SHARE, enough_scores
 from persona_bench.definitions.claims import COHERENCE_SHARE
 
 CONTROL_DOSE_TOLERANCE = 0.25
@@ -135,7 +135,7 @@ def _choose(select: pd.DataFrame, sign: int) -> Row:
     coherent = cells[cells["coherence"] >= floor]
     if coherent.empty:
         return {**_NO_CHOICE, "reason": f"no {word} dose keeps half of the unsteered coherence (at least {floor:.3g})"}
-    usable = coherent[(coherent["n_scored"] >= SCORED_SHARE * coherent["n"]) & coherent["trait_score"].notna()]
+    usable = coherent[enough_scores(coherent) & coherent["trait_score"].notna()]
     if usable.empty:
         return {**_NO_CHOICE, "reason": f"every coherent {word} dose has trait scores for under half of its answers"}
     ranked = usable.assign(_rank=-sign * usable["trait_score"], _dose=usable["relative_dose"].abs())

@@ -85,9 +85,9 @@ class Halving:
 def tradeoff_rows(steering: pd.DataFrame, mmlu: pd.DataFrame) -> list[Row]:
     """Every cell of the report half with its MMLU accuracy, and whether it is on the frontier.
 
-    On the frontier are the coherent cells (at least half of the unsteered coherence) that no other one beats: with a
-    trait score as low and an accuracy as high, and one of the two better. It describes the point estimates; random
-    vectors are controls and not on it.
+    On the frontier are the coherent cells (at least half of the unsteered coherence) with a trait score for at least
+    half of their answers that no other one beats: with a trait score as low and an accuracy as high, and one of the two
+    better. It describes the point estimates; random vectors are controls and not on it.
 
     Args:
         steering: the steering table.
@@ -127,8 +127,14 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(at=table["coefficient"].astype(float).round(6))
 
 
+def enough_scores(cells: pd.DataFrame) -> pd.Series:
+    """Whether as many of a cell's answers have a trait score as the choice of a dose asks for."""
+    found: pd.Series = cells["n_scored"].astype(float) >= SCORED_SHARE * cells["n"].astype(float)
+    return found
+
+
 def _frontier(cells: pd.DataFrame) -> list[bool]:
-    able = cells["coherent"] & (cells["vector"] != "random")
+    able = cells["coherent"] & enough_scores(cells) & (cells["vector"] != "random")
     places = [
         (score, -accuracy) if usable and not math.isnan(score + accuracy) else None
         for score, accuracy, usable in zip(
