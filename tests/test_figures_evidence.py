@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from persona_bench.analysis.figures.draw import _mmlu_figure, _steering_figure
 from persona_bench.analysis.figures.drawing import Caption, new_figure, put_foot, trait_colours
 from persona_bench.analysis.figures.evidence import draw_curve, judge_note
-from persona_bench.analysis.figures.finetuning import finetuning_figures
+from persona_bench.analysis.figures.finetuning import finetuning_figures, short_names
 from persona_bench.analysis.figures.flagging import flagging_figures
 from persona_bench.analysis.figures.monitoring import _alarm, monitoring_figures
 from persona_bench.analysis.figures.tradeoff import frontier_figures
@@ -204,7 +204,10 @@ def test_families_that_are_traits_have_the_colours_of_these() -> None:
     tables = {"finetuning": plain, "shift_correlation": empty, "vaccine": empty, "training": empty}
     figure = dict(finetuning_figures(tables, CAPTION))["shift_evil"]
     shown = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
-    assert set(shown) == set(families) and same_color(shown["evil"][0].get_color(), EVIL)
+    short = {"evil": "ev"} | {name: name for name in families[:-1]}
+    assert set(shown) == {f"{name} ({short[name]})" for name in families}
+    assert same_color(shown["evil (ev)"][0].get_color(), EVIL)
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == sorted(short.values())
 
 
 def test_a_number_is_not_parted_from_its_percent_sign() -> None:
@@ -243,3 +246,8 @@ def test_histograms_of_one_direction_have_one_scale_and_outlines_of_their_own() 
     for axes in panels:
         outlines = {patch.get_linestyle() for patch in axes.patches if patch.get_label()}
         assert len(outlines) == 3
+
+
+def test_families_have_as_few_letters_as_tell_them_apart() -> None:
+    names = short_names(["medical", "math", "evil", "mat", "sycophancy"])
+    assert names == {"medical": "me", "math": "math", "evil": "ev", "mat": "mat", "sycophancy": "sy"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -58,6 +58,24 @@ def finetuning_figures(tables: Mapping[str, pd.DataFrame], caption: Caption) -> 
             yield f"training_{slug(family)}", _training_figure(own, family, caption)
 
 
+def short_names(families: Sequence[str]) -> dict[str, str]:
+    """As few letters of each as tell it from the others, two at least: what stands beside its points, also in grey."""
+    return {
+        name: next(
+            name[:n]
+            for n in range(2, len(name) + 2)
+            if n > len(name) or sum(other.startswith(name[:n]) for other in families) == 1
+        )
+        for name in families
+    }
+
+
+def name_point(axes: Axes, row: Mapping[Any, Any], at: tuple[float, float], names: Mapping[str, str]) -> None:
+    """The short name of a row's family beside its point."""
+    text = flat_text(names[row["family"]])
+    axes.annotate(text, at, xytext=(3, 3), textcoords="offset points", fontsize=6, color="black")
+
+
 def _shift_figure(
     plain: pd.DataFrame, finetuned: pd.DataFrame, correlations: pd.DataFrame, trait: str, caption: Caption
 ) -> Figure:
@@ -65,7 +83,10 @@ def _shift_figure(
     figure = new_figure(4.8)
     axes = figure.subplots()
     colours = trait_colours(sorted(set(plain["family"])))
+    names = short_names(list(colours))
     for row in plain.to_dict("records"):
+        label = f"{flat_text(row['family'])} ({flat_text(names[row['family']])})"
+        name_point(axes, row, (row["shift"], row["trait_score"]), names)
         axes.errorbar(
             row["shift"],
             row["trait_score"],
@@ -75,7 +96,7 @@ def _shift_figure(
             markersize=5,
             linewidth=0.8,
             linestyle="none",
-            label=None if has_label(axes, flat_text(row["family"])) else flat_text(row["family"]),
+            label=None if has_label(axes, label) else label,
         )
     base = finetuned[(finetuned["trait"] == trait) & (finetuned["arm"] == BASE)]
     if len(base):
@@ -90,7 +111,10 @@ def _shift_figure(
     axes.set_xlabel("finetuning shift along the vector")
     axes.set_ylabel("trait score (0-100)")
     put_legend(figure, axes)
-    note = "One point a finetuned model; circle normal, square I, triangle II. Bars: 95 % intervals by question."
+    note = (
+        "One point a finetuned model; circle normal, square I, triangle II; letters its family. "
+        "Bars: 95 % intervals by question."
+    )
     put_foot(figure, caption.line(len(plain)), note)
     return figure
 

@@ -21,7 +21,7 @@ from persona_bench.analysis.figures.drawing import (
     slug,
     trait_colours,
 )
-from persona_bench.analysis.figures.finetuning import VERSION_MARKERS, VERSION_NAMES
+from persona_bench.analysis.figures.finetuning import VERSION_MARKERS, VERSION_NAMES, name_point, short_names
 from persona_bench.analysis.tables.finetuning import NORMAL
 from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, JUDGE, PERPLEXITY, RANDOM_DIRECTION, RANDOM_NUMBERS
 from persona_bench.definitions.flagging import MEASURES, PICKS
@@ -84,9 +84,11 @@ def _sets_figure(own: pd.DataFrame, correlations: pd.DataFrame, trait: str, capt
     figure = new_figure(7.0)
     panels = figure.subplots(2, 1, sharex=True)
     colours = trait_colours(sorted(set(own["family"])))
+    names = short_names(list(colours))
     for axes, outcome in zip(panels, ("shift", "trait_score"), strict=True):
         for row in own.dropna(subset=[outcome]).to_dict("records"):
-            label = flat_text(row["family"])
+            label = f"{flat_text(row['family'])} ({flat_text(names[row['family']])})"
+            name_point(axes, row, (row["difference"], row[outcome]), names)
             axes.errorbar(
                 row["difference"],
                 row[outcome],
@@ -111,7 +113,10 @@ def _sets_figure(own: pd.DataFrame, correlations: pd.DataFrame, trait: str, capt
             axes.set_title(said, color="black", loc="left")
     panels[1].set_xlabel(f"projection difference of the training set: {flat_text(trait)}")
     put_legend(figure, panels[0])
-    note = "One point a training set; circle normal, square I, triangle II. Bars: 95 % intervals by question."
+    note = (
+        "One point a training set; circle normal, square I, triangle II; letters its family. "
+        "Bars: 95 % intervals by question."
+    )
     put_foot(figure, caption.line(f"{len(own)} training sets"), note)
     return figure
 
