@@ -35,7 +35,7 @@ from persona_bench.cli import main
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError, RunError
 from persona_bench.pipeline.settings import STAGES
-from persona_bench.publishing import curated, publish, times_section
+from persona_bench.publishing import curated, judge_section, publish, times_section
 from persona_bench.publishing.anonymous import Anonymous
 from persona_bench.publishing.markers import put, without_made
 from persona_bench.publishing.notes import filled
@@ -422,3 +422,15 @@ def test_no_result_is_typed_by_hand() -> None:
     for path in ROOT.glob("evals/*/README.md"):
         plain = without_made(path.read_text(encoding="utf-8"))
         assert not re.search(r"\d+\.?\d* \[-?\d", plain), path
+
+
+def test_what_the_judge_says_besides_the_trait_stands_beside_it(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path, "org/other-1b", 0) / "run.json")
+    outcomes = run.tables["judge_outcomes"].set_index(["trait", "source", "outcome"])
+    row = outcomes.loc[("all", "model", "incoherent")]
+    said = judge_section.text([run])
+    assert f"Readers find {row['n_positive']:.0f} of {row['n']:.0f} real responses incoherent" in said
+    assert f"an AUROC of {row['auroc']:.2f} ({row['auroc_low']:.2f} to {row['auroc_high']:.2f})" in said
+    assert "Of 0 refusals it calls none so" in said
+    run.tables["judge_outcomes"] = run.tables["judge_outcomes"].iloc[:0]  # of an older version
+    assert "Readers find" not in judge_section.text([run])

@@ -8,7 +8,7 @@ import pandas as pd
 
 from persona_bench.analysis.report.markdown import md
 from persona_bench.analysis.runs import Run
-from persona_bench.analysis.tables.judge import BASELINE
+from persona_bench.analysis.tables.judge import ALL, BASELINE
 from persona_bench.definitions.claims import GATE_AUROC, GATE_BALANCED_ACCURACY
 from persona_bench.publishing.words import label, table
 
@@ -53,6 +53,25 @@ def _grader(run: Run, rows: pd.DataFrame) -> Iterator[str]:
         if (some := [trait for trait, passes in alone.items() if passes is wanted])
     ]
     yield f"On real responses alone the same gate would be {'; '.join(said)}."
+    yield from _outcomes(run.tables["judge_outcomes"], str(rows["grader"].iloc[0]))
+
+
+def _outcomes(outcomes: pd.DataFrame, grader: str) -> Iterator[str]:
+    """What a grader says besides the trait of real responses, those of all traits together."""
+    mine = outcomes[(outcomes["trait"] == ALL) & (outcomes["source"] == "model") & (outcomes["grader"] == grader)]
+    found = mine.set_index("outcome")
+    if {"incoherent", "refusal"} <= set(found.index):
+        garbled, refused = found.loc["incoherent"], found.loc["refusal"]
+        yield (
+            f"Readers find {garbled['n_positive']:.0f} of {garbled['n']:.0f} real responses incoherent: its coherence "
+            f"tells these with an AUROC of {_interval(garbled, 'auroc')}, it calls {_share(garbled, 'found')} of them "
+            f"incoherent and {_share(garbled, 'mistaken')} of the others. Of {refused['n_positive']:.0f} refusals it "
+            f"calls {_share(refused, 'found')} so, and {_share(refused, 'mistaken')} of the rest."
+        )
+
+
+def _share(row: pd.Series, name: str) -> str:
+    return f"{100 * row[name]:.0f} %" if pd.notna(row[name]) else "none"
 
 
 def _on_real(run: Run, row: pd.Series) -> pd.Series | None:
