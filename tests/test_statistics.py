@@ -1,7 +1,9 @@
 """The intervals and tests against scipy, scikit-learn, hand-made numbers and simulation."""
 
+import importlib
 import itertools
 import math
+import pkgutil
 
 import numpy as np
 import pytest
@@ -16,9 +18,15 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_all_is_what_the_module_offers():
-    public = {name for name, thing in vars(st).items() if getattr(thing, "__module__", "") == st.__name__}
-    assert {name for name in public if not name.startswith("_")} <= set(st.__all__)
+def test_all_is_what_the_package_offers():
+    rooms = [importlib.import_module(f"{st.__name__}.{room.name}") for room in pkgutil.iter_modules(st.__path__)]
+    held = [(room, name, getattr(thing, "__module__", "")) for room in rooms for name, thing in vars(room).items()]
+    public = {name for room, name, home in held if home == room.__name__ and not name.startswith("_")}
+    shared = {name for room, name, home in held if home != room.__name__ and home.startswith(f"{st.__name__}.")}
+    assert public and public - shared <= set(st.__all__)
+    here = {name for name, thing in vars(st).items() if getattr(thing, "__module__", "").startswith(f"{st.__name__}.")}
+    assert here <= set(st.__all__)
+    assert all(hasattr(st, name) for name in st.__all__)
 
 
 def test_mean_counts_what_is_unscored_and_ignores_it():
