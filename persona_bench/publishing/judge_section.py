@@ -59,9 +59,9 @@ def _grader(run: Run, rows: pd.DataFrame) -> Iterator[str]:
 def _outcomes(outcomes: pd.DataFrame, grader: str) -> Iterator[str]:
     """What a grader says besides the trait of real responses, those of all traits together."""
     mine = outcomes[(outcomes["trait"] == ALL) & (outcomes["source"] == "model") & (outcomes["grader"] == grader)]
-    found = mine.set_index("outcome")
-    if {"incoherent", "refusal"} <= set(found.index):
-        garbled, refused = found.loc["incoherent"], found.loc["refusal"]
+    found = {str(row["outcome"]): row for _, row in mine.iterrows()}
+    if {"incoherent", "refusal"} <= set(found):
+        garbled, refused = found["incoherent"], found["refusal"]
         yield (
             f"Readers find {garbled['n_positive']:.0f} of {garbled['n']:.0f} real responses incoherent: its coherence "
             f"tells these with an AUROC of {_interval(garbled, 'auroc')}, it calls {_share(garbled, 'found')} of them "

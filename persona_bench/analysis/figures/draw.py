@@ -31,7 +31,6 @@ from persona_bench.analysis.figures.drawing import (
 from persona_bench.analysis.figures.evidence import (
     HOLLOW,
     draw_curve,
-    enough_scores,
     hollow_note,
     judge_note,
 )
@@ -43,6 +42,7 @@ from persona_bench.analysis.figures.monitoring import monitoring_figures
 from persona_bench.analysis.figures.tradeoff import frontier_figures
 from persona_bench.analysis.grouping import single
 from persona_bench.analysis.tables.capability import EVERY, first_above_chance, unsteered
+from persona_bench.analysis.tables.tradeoff import enough_scores
 from persona_bench.definitions.claims import MMLU_CHANCE
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from persona_bench.analysis.figures.drawing import (
 )
 from persona_bench.analysis.figures.evidence import (
     draw_curve,
-    enough_scores,
     hollow_note,
     judge_note,
 )
 from persona_bench.analysis.figures.traces import draw_trace
 from persona_bench.analysis.tables.monitoring import POSITION, TEXT
+from persona_bench.analysis.tables.tradeoff import enough_scores
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
