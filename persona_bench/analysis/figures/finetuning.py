@@ -70,6 +70,12 @@ def short_names(families: Sequence[str]) -> dict[str, str]:
     }
 
 
+def correlation_note(row: pd.Series) -> str:
+    """R with its interval beside the control: the mean strength of random directions, in older tables one's r."""
+    control = "random direction" if pd.isna(row["n_random"]) else "random directions"
+    return f"r = {row['r']:.2f} [{row['r_low']:.2f}, {row['r_high']:.2f}], {control} {row['r_random']:.2f}"
+
+
 def name_point(axes: Axes, row: Mapping[Any, Any], at: tuple[float, float], names: Mapping[str, str]) -> None:
     """The short name of a row's family beside its point."""
     text = flat_text(names[row["family"]])
@@ -105,8 +111,7 @@ def _shift_figure(
     own = correlations[(correlations["direction"] == trait) & (correlations["trait"] == trait)]
     said = ""
     if len(own):
-        r = own.iloc[0]
-        said = f": r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random directions {r['r_random']:.2f}"
+        said = f": {correlation_note(own.iloc[0])}"
     axes.set_title(f"{flat_text(trait)}{said}", color="black")
     axes.set_xlabel("finetuning shift along the vector")
     axes.set_ylabel("trait score (0-100)")

@@ -21,7 +21,13 @@ from persona_bench.analysis.figures.drawing import (
     slug,
     trait_colours,
 )
-from persona_bench.analysis.figures.finetuning import VERSION_MARKERS, VERSION_NAMES, name_point, short_names
+from persona_bench.analysis.figures.finetuning import (
+    VERSION_MARKERS,
+    VERSION_NAMES,
+    correlation_note,
+    name_point,
+    short_names,
+)
 from persona_bench.analysis.tables.finetuning import NORMAL
 from persona_bench.analysis.tables.flagging import BOTH, CLASSIFIER, JUDGE, PERPLEXITY, RANDOM_DIRECTION, RANDOM_NUMBERS
 from persona_bench.definitions.flagging import MEASURES, PICKS
@@ -108,9 +114,7 @@ def _sets_figure(own: pd.DataFrame, correlations: pd.DataFrame, trait: str, capt
             & (correlations["outcome"] == outcome)
         ].dropna(subset=["r"])
         if len(found):
-            r = found.iloc[0]
-            said = f"r = {r['r']:.2f} [{r['r_low']:.2f}, {r['r_high']:.2f}], random directions {r['r_random']:.2f}"
-            axes.set_title(said, color="black", loc="left")
+            axes.set_title(correlation_note(found.iloc[0]), color="black", loc="left")
     panels[1].set_xlabel(f"projection difference of the training set: {flat_text(trait)}")
     put_legend(figure, panels[0])
     note = (
