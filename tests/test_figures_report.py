@@ -193,6 +193,19 @@ def test_both_forms_say_the_same(tables, drawn, tmp_path):
         assert claim_id in md and claim_id in text
 
 
+def test_what_the_judge_says_of_coherence_and_no_empty_warnings(tables, drawn, tmp_path):
+    markdown, _ = write_report(tmp_path, run_record(), tables, tables["claims"], drawn)
+    text = markdown.read_text(encoding="utf-8")
+    row = tables["judge_outcomes"].set_index(["trait", "source", "outcome"]).loc[("all", "model", "incoherent")]
+    assert f"tells incoherent responses of models ({row['n_positive']} of {row['n']}) by its coherence" in text
+    heads = [line for line in text.splitlines() if line.startswith("| trait |") and line.endswith("log | warning |")]
+    assert not heads
+    warned = {**tables, "mmlu": tables["mmlu"].assign(warning="odd")}
+    markdown, _ = write_report(tmp_path, run_record(), warned, tables["claims"], drawn)
+    heads = [line for line in markdown.read_text(encoding="utf-8").splitlines() if line.endswith("log | warning |")]
+    assert len(heads) == 1 and "accuracy" in heads[0]
+
+
 def test_the_markdown_fits_a_comment_on_a_pull_request(tables, drawn, tmp_path):
     markdown, _ = write_report(tmp_path, run_record(), tables, tables["claims"], drawn)
     assert len(markdown.read_text(encoding="utf-8")) < 65_536

@@ -312,6 +312,8 @@ def test_wilson_matches_scipy():
         reference = stats.binomtest(hits, n).proportion_ci(method="wilson")
         estimate = st.wilson(hits, n)
         assert (estimate.low, estimate.high) == pytest.approx((reference.low, reference.high))
+    for n in range(1, 60):
+        assert st.wilson(0, n).low == 0 and st.wilson(n, n).high == 1  # not a hair away, by rounding
 
 
 def test_mcnemar():

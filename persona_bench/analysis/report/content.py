@@ -13,7 +13,7 @@ from persona_bench.analysis.changes.verdicts import GRADER_CHANGE, counts
 from persona_bench.analysis.figures.drawing import slug
 from persona_bench.analysis.report.controls import controls, spread
 from persona_bench.analysis.report.seen import seen
-from persona_bench.analysis.tables.judge import BASELINE
+from persona_bench.analysis.tables.judge import ALL, BASELINE
 from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.analysis.verdicts.limits import LIMIT_RULES
 from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim
@@ -396,6 +396,13 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
         f"{'passes' if str(row['passes']) == 'True' else 'fails'}"
         for _, row in in_use.iterrows()
     ]
+    outcomes = tables["judge_outcomes"]
+    real = outcomes[(outcomes["trait"] == ALL) & (outcomes["source"] == "model") & outcomes["auroc"].notna()]
+    checked += [
+        f"{row['grader']} tells incoherent responses of models ({row['n_positive']:g} of {row['n']:g}) by its "
+        f"coherence with an AUROC of {number(row['auroc'])} [{number(row['auroc_low'])}, {number(row['auroc_high'])}]"
+        for _, row in real.iterrows()
+    ]
     sections = [
         *([_second_grader(run, tables[GRADER_CHANGE])] if GRADER_CHANGE in tables else []),
         Section("Figures", list(images) or [Text("No figure was drawn.")]),
@@ -410,7 +417,7 @@ def _sections(run: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], images
     if run.get("pages"):
         said = "The samples at the ends of each trait's scale, with their texts, stand in files beside this report:"
         sections.append(Section("Flagged samples to read", [Text(said), Items([str(page) for page in run["pages"]])]))
-    shown = [_cut(Table(title, tables[name]), name) for name, title in _TABLES.items() if len(tables[name])]
+    shown = [_cut(Table(title, _told(tables[name])), name) for name, title in _TABLES.items() if len(tables[name])]
     sections.append(Section("Tables", shown or [Text("Nothing was measured.")]))
     return [*sections, Section("Provenance", _provenance(run))]
 
@@ -425,6 +432,12 @@ def _second_grader(run: Mapping[str, Any], change: pd.DataFrame) -> Section:
     if len(changed):
         blocks.append(Table("Verdicts that changed", changed.drop(columns="changed")))
     return Section("A second grader", [*blocks, _cut(Table("All verdicts by both", change), GRADER_CHANGE)])
+
+
+def _told(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without its warnings where it has none."""
+    silent = "warning" in table and table["warning"].fillna("").astype(str).eq("").all()
+    return table.drop(columns="warning") if silent else table
 
 
 def _cut(table: Table, name: str) -> Table:

@@ -13,7 +13,7 @@ from persona_bench.analysis.report.content import Block, ClaimRow, Code, Image, 
 
 MOST_ROWS = 12
 """A longer table is cut: a comment on a pull request holds 65,536 characters."""
-MOST_CELLS = 120
+MOST_CELLS = 105
 """A wide table is cut sooner."""
 _MARKUP = re.compile(r"([\\`*_\[\]|!~$#])")
 

@@ -109,7 +109,10 @@ def wilson(successes: int, n: int, *, n_unscored: int = 0, confidence: float = C
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n, n_unscored, n)
+    # At either end the interval begins there; rounding would leave it a hair away.
+    low = max(0.0, centre - half) if successes else 0.0
+    high = min(1.0, centre + half) if successes < n else 1.0
+    return Estimate(share, low, high, n, n_unscored, n)
 
 
 def _cluster_means(values: ArrayLike, clusters: ArrayLike) -> tuple[dict[str, tuple[float, int]], int]:
