@@ -8,7 +8,8 @@ _EXTRA = "impolite-apathetic-humorous-optimistic"
 _CORRELATION = (
     "Resampled by training set: supported if the 95 % interval of r lies above 0.3 and that of r minus the mean "
     "absolute r of ten random directions lies above 0; contradicted if the first lies below 0.3; otherwise "
-    "inconclusive. The random directions were one at first, and one may tell by chance; amended after results."
+    "inconclusive. The random directions were one at first, which may tell by chance and could contradict; amended "
+    "after results."
 )
 _OPINIONS = (
     "Supported if the 95 % interval lies above 0; contradicted if it lies below 0; otherwise inconclusive. After a run "

@@ -26,7 +26,7 @@ CLAIMS: tuple[Claim, ...] = (
             "Resampled by training set, of whose models the mean counts: supported if the 95 % interval of r lies "
             "above 0.3 and that of r minus the mean absolute r of ten random directions lies above 0; contradicted if "
             "the first lies below 0.3; otherwise inconclusive. At first each model counted, whatever its set, and "
-            "there was one random direction; amended after results."
+            "there was one random direction, which could contradict; amended after results."
         ),
         revision=2,
         threshold=0.3,

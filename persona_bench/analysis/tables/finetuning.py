@@ -187,16 +187,15 @@ def finetunes(measured: pd.DataFrame, shifts: pd.DataFrame, direction: str, trai
     shift = _by_set(shifts_of(shifts, trait, direction, arm=PLAIN), "shift")
     spoken = of_kind(measured, "trait", arm=PLAIN, trait=trait)
     score = _by_set(spoken.assign(score=scored(spoken)), "score")
-    points = pd.DataFrame({"shift": shift, "score": score, "n_models": _by_set(spoken, "seed", "nunique")})
+    models = spoken.groupby(["family", "version"])["seed"].nunique()
+    points = pd.DataFrame({"shift": shift, "score": score, "n_models": models})
     points = points.dropna().reset_index()
     # New facts are there for another claim.
     return points[points["family"] != FACTS].reset_index(drop=True)
 
 
-def _by_set(rows: pd.DataFrame, column: str, how: str = "mean") -> pd.Series:
-    """(family, version) -> a column's mean over models, each of which counts alike; or their number."""
-    if how != "mean":
-        return rows.groupby(["family", "version"])[column].agg(how)
+def _by_set(rows: pd.DataFrame, column: str) -> pd.Series:
+    """(family, version) -> a column's mean over models, each of which counts alike."""
     return rows.groupby(list(TRIAL))[column].mean().groupby(["family", "version"]).mean()
 
 
