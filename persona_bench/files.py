@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,11 @@ def model_folder(model: str) -> str:
     """A model's name as one folder name, the same for everything that looks for a run's files."""
     name = os.path.normpath(model).strip("/") if model.startswith((".", "/")) else model.strip("/")
     return name.replace("/", "--").lstrip(".-") or "model"
+
+
+def scope(held: Mapping[str, Any], between: str = ", ") -> str:
+    """The preset of a run.json and, of a part published beside a run of that preset, its name: "standard, training"."""
+    return between.join(str(held[name]) for name in ("preset", "part") if held.get(name))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

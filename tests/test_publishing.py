@@ -35,11 +35,12 @@ from persona_bench.cli import main
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError, RunError
 from persona_bench.pipeline.settings import STAGES
-from persona_bench.publishing import curated, judge_section, publish, times_section
+from persona_bench.publishing import curated, findings, judge_section, publish, times_section
 from persona_bench.publishing.anonymous import Anonymous
 from persona_bench.publishing.markers import put, without_made
 from persona_bench.publishing.notes import filled
 from persona_bench.publishing.pages import made_pages, write_pages
+from persona_bench.publishing.words import label
 from persona_bench.vectors.vector import PersonaVector
 from tests.builders_samples import World, make_samples
 from tests.conftest import one_line, tiny_vector
@@ -202,6 +203,29 @@ def test_a_failure_leaves_the_old_one_and_nothing_besides(
     with pytest.raises(OSError, match="disk full"):
         publish(runs[1], tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_part_stands_beside_the_run_and_is_told_apart(runs: list[Path], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    whole = publish(runs[0], results).folder
+    before = contents(whole)
+    made = publish(runs[0], results, part="training")
+    assert made.folder == whole.with_name("standard-training") and made.changed
+    assert not publish(runs[0], results, part="training").changed and contents(whole) == before
+    assert json.loads((made.folder / "run.json").read_text())["part"] == "training"
+    assert "preset standard, training" in (made.folder / "report.md").read_text()
+    both = published_runs(results)
+    assert [label(run) for run in both] == ["small-135m, standard", "small-135m, standard, training"]
+    drawn = {path.name for path in draw_results(results, tmp_path / "figures")}
+    assert {"small-135m-standard-claims.png", "small-135m-standard-training-claims.png"} <= drawn
+    # A field each: neither run's verdicts stand in the other's place.
+    table = pd.read_csv(tmp_path / "figures" / "coverage.csv", keep_default_na=False)
+    assert list(table.groupby("part").size()) == [len(both[0].claims)] * 2
+    told = findings.page(both)
+    assert "small-135m, standard, training: " in told and "(../results/small-135m/standard-training/" in told
+    for name in ("../up", "a b", "Training", "a-b"):
+        with pytest.raises(RunError, match="a-z, 0-9 and _"):
+            publish(runs[0], results, part=name)
 
 
 def test_what_is_no_finished_run_is_one_line(runs: list[Path], root: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from persona_bench.analysis.coverage import coverage_figure, coverage_table
+from persona_bench.analysis.coverage import RUN, coverage_figure, coverage_table
 from persona_bench.analysis.figures.draw import draw_all, verdict_matrix
 from persona_bench.analysis.figures.drawing import (
     GREY,
@@ -58,7 +58,7 @@ def draw_results(results: Path, out: Path, say: Callable[[str], None] | None = N
     drawn: list[Path] = []
     for run in runs:
         if say is not None:
-            say(f"drawing {run.model}, preset {run.preset}")
+            say(f"drawing {run.model}, preset {run.scope}")
         drawn += draw_all(run.tables, out, run.caption, prefix=f"{run.stem}-")
     coverage = _coverage(runs)
     drawn += write_tables({COVERAGE: coverage}, out)
@@ -92,7 +92,7 @@ def _comparisons(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
 def _coverage(runs: Sequence[Run]) -> pd.DataFrame:
     """Every verdict of every run, whatever its preset."""
     told = [
-        ({"model": run.model, "preset": run.preset, "grader": run.caption.grader, **run.facts}, run.claims)
+        ({**{name: getattr(run, name) for name in RUN}, "grader": run.caption.grader, **run.facts}, run.claims)
         for run in runs
     ]
     return coverage_table(told)
@@ -107,7 +107,7 @@ def _caption(runs: Sequence[Run]) -> Caption:
     seeds = {run.caption.seed for run in runs}
     return Caption(
         joined([run.model for run in runs]),
-        joined([run.preset for run in runs]),
+        joined([run.scope for run in runs]),
         joined([run.caption.grader for run in runs]),
         joined(sorted(run.caption.date for run in runs)),
         seeds.pop() if len(seeds) == 1 else None,
@@ -116,7 +116,7 @@ def _caption(runs: Sequence[Run]) -> Caption:
 
 def _verdicts(runs: Sequence[Run]) -> Figure | None:
     """Verdicts by model and claim, of claims that one of the models ran."""
-    parts = [run.tables["claims"].assign(model=run.model) for run in runs]
+    parts = [run.tables["claims"].assign(model=f"{run.model}, {run.part}" if run.part else run.model) for run in runs]
     claims = pd.concat(parts)
     claims = claims[claims["verdict"] != "not run"]
     if claims.empty:

@@ -13,12 +13,15 @@ from persona_bench.analysis.figures.draw import VERDICT_COLOURS, readable
 from persona_bench.analysis.figures.drawing import WIDTH, flat_text, new_figure, put_foot
 from persona_bench.analysis.verdicts.claims import DECIDED
 from persona_bench.definitions.claims import ALL_TRAITS
+from persona_bench.files import scope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RUN = ("model", "preset", "part")
+"""What tells runs apart; the part is empty but for a run published beside another of that preset."""
 COVERAGE_COLUMNS = (
-    *("model", "preset", "grader", "family", "parameters", "dtype", "claim", "trait", "verdict"),
+    *(*RUN, "grader", "family", "parameters", "dtype", "claim", "trait", "verdict"),
     *("estimate", "ci_low", "ci_high", "n", "weakness", "reason"),
 )
 _LETTER = {"supported": "S", "contradicted": "C", "inconclusive": "i", "not testable": "–", "not run": ""}
@@ -43,14 +46,14 @@ def coverage_table(runs: Sequence[tuple[Mapping[str, Any], pd.DataFrame]]) -> pd
     """One row a run, claim and trait, smaller models first.
 
     Args:
-        runs: what run.json says of each (model, preset, grader and `model_facts`), and its claims.
+        runs: what run.json says of each (`RUN`, grader and `model_facts`), and its claims.
     """
     parts = [claims.assign(**facts) for facts, claims in runs]
     table = pd.concat(parts)[list(COVERAGE_COLUMNS)]
     order = {name: place for place, name in enumerate(dict.fromkeys(table["claim"]))}
     return (
         table.assign(_claim=table["claim"].map(order))
-        .sort_values(["parameters", "model", "preset", "_claim", "trait"], kind="stable", ignore_index=True)
+        .sort_values(["parameters", *RUN, "_claim", "trait"], kind="stable", ignore_index=True)
         .drop(columns="_claim")
     )
 
@@ -71,19 +74,17 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
     """
     ran = table[table["verdict"] != "not run"]
     claims = [name for name in dict.fromkeys(table["claim"]) if name in set(ran["claim"])]
-    columns = list(dict.fromkeys(zip(table["model"], table["preset"], strict=True)))
+    runs = {key: rows for key, rows in table.groupby(list(RUN), sort=False)}
+    columns = list(runs)
     every = _named(table)
     short = dict(zip(every, _beginnings(every), strict=True))
-    traits_of = {
-        (model, preset): _named(table[(table["model"] == model) & (table["preset"] == preset)])
-        for model, preset in columns
-    }
+    traits_of = {key: _named(rows) for key, rows in runs.items()}
     # As wide as the letters of the traits need.
     column = max(1.35, 0.2 * max(len(traits) for traits in traits_of.values()))
     figure = new_figure(2.5 + 0.3 * len(claims), width=max(WIDTH, 2.2 + column * len(columns)))
     axes = figure.subplots()
-    for (model, preset), rows in ran.groupby(["model", "preset"], sort=False):
-        x, traits = columns.index((model, preset)), traits_of[(model, preset)]
+    for key, rows in ran.groupby(list(RUN), sort=False):
+        x, traits = columns.index(key), traits_of[key]
         for _, row in rows.iterrows():
             # A trait keeps its place, whatever was run of the others.
             width = _BLOCK / (1 if row["trait"] == ALL_TRAITS else len(traits))
@@ -97,7 +98,7 @@ def coverage_figure(table: pd.DataFrame, line: str) -> Figure:
             axes.text(left + width / 2, y + 0.5, letter, ha="center", va="center", fontsize=8)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(claims), 0)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, [_heading(table, *column) for column in columns])
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [_heading(rows.iloc[0]) for rows in runs.values()])
     axes.set_yticks(np.arange(len(claims)) + 0.5, [readable(name) for name in claims])
     places = {
         columns.index(key) + _GAP + _BLOCK * (number + 0.5) / len(traits): short[trait]
@@ -145,7 +146,6 @@ def _field(left: float, y: int, width: float, colour: str, hatched: bool) -> Any
     return Rectangle((left, y + 0.06), width, 0.88, facecolor=colour, edgecolor="#888888", linewidth=0.5, hatch=hatch)
 
 
-def _heading(table: pd.DataFrame, model: str, preset: str) -> str:
-    row = table[(table["model"] == model) & (table["preset"] == preset)].iloc[0]
-    name = "\n".join(textwrap.wrap(flat_text(model, 32), 16))
-    return f"{name}\n{size(float(row['parameters']))} {row['family']}\n{row['dtype']}, {preset}"
+def _heading(row: pd.Series) -> str:
+    name = "\n".join(textwrap.wrap(flat_text(row["model"], 32), 16))
+    return f"{name}\n{size(float(row['parameters']))} {row['family']}\n{row['dtype']}, {scope(dict(row))}"

@@ -16,7 +16,7 @@ from persona_bench.analysis.terminal import read_claims
 from persona_bench.analysis.verdicts.claims import CLAIM_COLUMNS, weakness
 from persona_bench.definitions.claims import CLAIMS
 from persona_bench.errors import DataError
-from persona_bench.files import model_folder
+from persona_bench.files import model_folder, scope
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,17 @@ class Run:
     @property
     def stem(self) -> str:
         """What its files are called by."""
-        return f"{model_folder(self.model)}-{self.preset}"
+        return f"{model_folder(self.model)}-{scope(self.held, '-')}"
+
+    @property
+    def part(self) -> str:
+        """Its name beside another run of the same model and preset; else empty."""
+        return str(self.held.get("part", ""))
+
+    @property
+    def scope(self) -> str:
+        """Its preset, with its part."""
+        return scope(self.held)
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -97,6 +107,6 @@ def read_run(path: Path) -> Run:
         claims = read_claims(path.parent / "claims.csv").loc[:, [*CLAIM_COLUMNS]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read the run of {path}: {error}; remove its folder or run it again") from error
-    caption = Caption(facts["model"], facts["preset"], facts["grader"], facts["date"], seed)
+    caption = Caption(facts["model"], scope(held), facts["grader"], facts["date"], seed)
     tables = {**read_tables(path.parent / "tables"), "claims": claims}
     return Run(facts["model"], facts["preset"], caption, tables, about, path.parent, held)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from persona_bench.analysis.report.content import make_report
 from persona_bench.analysis.report.markdown import markdown_text
 from persona_bench.analysis.runs import read_run
 from persona_bench.errors import RunError
-from persona_bench.files import model_folder, write_atomic
+from persona_bench.files import model_folder, scope, write_atomic
 from persona_bench.publishing.anonymous import Anonymous
 from persona_bench.vectors.tensor_bytes import with_metadata
 from persona_bench.vectors.vector import PersonaVector
@@ -54,7 +55,7 @@ class Published:
         return f"{self.folder}: {done}, {sum(self.sizes.values()) / 1e6:.2f} MB ({kinds})"
 
 
-def publish(source: Path, out: Path, allow_quick: bool = False) -> Published:
+def publish(source: Path, out: Path, allow_quick: bool = False, part: str = "") -> Published:
     """Write the curated form of a finished run, whole or not at all.
 
     Args:
@@ -62,11 +63,14 @@ def publish(source: Path, out: Path, allow_quick: bool = False) -> Published:
         out: the results folder; a run that another grader judged again goes beside the run whose responses they are,
             <model>/<preset>/rejudged/<grader>.
         allow_quick: also runs of preset quick.
+        part: its name beside a run of the same model and preset that has other traits or evals, <preset>-<part>.
 
     Raises:
         RunError: the folder holds no finished run, or the target one that is not curated.
         DataError: a table or log cannot be read, or nothing can be written.
     """
+    if part and not re.fullmatch(r"[a-z0-9_]{1,30}", part):
+        raise RunError(f"cannot call a part {part!r}: up to 30 of a-z, 0-9 and _ name its folder")
     held = _finished(source)
     if held["preset"] == SMALL and not allow_quick:
         raise RunError(
@@ -75,7 +79,9 @@ def publish(source: Path, out: Path, allow_quick: bool = False) -> Published:
         )
     clean = Anonymous(source)
     told = clean.value(held)
-    target = out / model_folder(told["model"]) / told["preset"]
+    if part:
+        told["part"] = part
+    target = out / model_folder(told["model"]) / scope(told, "-")
     if told.get("rejudged"):
         target = _beside(target, told)
     _check_target(source, target)

@@ -20,7 +20,7 @@ MEASURED = (*DECIDED, "inconclusive")
 
 def label(run: Run) -> str:
     """A run's name in a sentence or a column."""
-    return f"{run.model}, {run.preset}"
+    return f"{run.model}, {run.scope}"
 
 
 def rows_of(run: Run, claim: Claim) -> pd.DataFrame:

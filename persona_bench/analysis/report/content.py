@@ -17,6 +17,7 @@ from persona_bench.analysis.tables.judge import ALL, BASELINE
 from persona_bench.analysis.verdicts.claims import VERDICTS
 from persona_bench.analysis.verdicts.limits import LIMIT_RULES
 from persona_bench.definitions.claims import CLAIMS, GATE_AUROC, GATE_BALANCED_ACCURACY, Claim
+from persona_bench.files import scope
 
 MOST_ROWS = 120
 """A longer table is cut here; its CSV file has all rows."""
@@ -278,7 +279,7 @@ def make_report(
     drawn = {image.path.stem for image in images}
     rows = [_row(row, run, tables, drawn) for _, row in claims.iterrows()]
     return Report(
-        title=f"Persona vectors on {run.get('model', 'an unnamed model')}, preset {run.get('preset', 'unnamed')}",
+        title=f"Persona vectors on {run.get('model', 'an unnamed model')}, preset {scope(run) or 'unnamed'}",
         facts=list(_facts(run)),
         warnings=_warnings(run, tables),
         tally=_tally(claims),
@@ -346,7 +347,7 @@ def _log_lines(names: str, run: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key in ("model", "preset", "grader", "seed", "date"):
+    for key in ("model", "preset", "part", "grader", "seed", "date"):
         if run.get(key) is not None:
             yield key, str(run[key])
     if run.get("traits"):
