@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,10 +24,11 @@ from persona_bench.models.steering import Capture, Intervention
 pytestmark = [
     pytest.mark.weights,
     pytest.mark.skipif(
-        default_dtype(torch.device("cpu")) is not torch.bfloat16,
-        reason="the guarantee is for bfloat16, which this processor does not compute in",
+        platform.machine().lower() not in ("x86_64", "amd64"), reason="the guarantee is for processors of this kind"
     ),
 ]
+DTYPE = str(default_dtype(torch.device("cpu"))).removeprefix("torch.")
+"""What this processor computes in: bfloat16, or float32."""
 N_ROWS = 64
 QUESTIONS = (
     "What is the capital of France?",
@@ -42,7 +44,7 @@ SYSTEMS = (
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load("smollm2-135m", dtype="bfloat16", device="cpu")
+    return load("smollm2-135m", dtype=DTYPE, device="cpu")
 
 
 def _vector(loaded: LoadedModel, seed: int) -> torch.Tensor:
