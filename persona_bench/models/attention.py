@@ -1,10 +1,11 @@
 """Key-value slots and the attention that reads them: a row's result never depends on what it is batched with.
 
-Two choices make that true, bit for bit, in bfloat16 on CPU (`tests/test_invariance.py` holds it on real weights):
-every slot is padded on the right, with the key length rounded up to a multiple of `KV_STEP`, so vectorised kernels
-see whole vectors whatever the neighbours' lengths; and query heads that share a key head are folded into one matrix
-product whose rows are computed alike whatever their number, which fused attention kernels do not promise. Values are
-summed over `KEY_BLOCK` keys at a time, as a product over more of them is summed in an order that hangs on their number.
+Three choices make that true, bit for bit, on x86 processors in the dtype they compute in (`tests/test_invariance.py`
+holds it on real weights): every slot is padded on the right, with the key length rounded up to a multiple of `KV_STEP`,
+so vectorised kernels see whole vectors whatever the neighbours' lengths; query heads that share a key head are folded
+into one matrix product whose rows are computed alike whatever their number, which fused attention kernels do not
+promise; and values are summed over `key_block` keys at a time, as a product over more of them is summed in an order
+that hangs on their number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from persona_bench.errors import ModelError
 
 ATTENTION_NAME = "persona_bench"
 KV_STEP = 32
-KEY_BLOCK = 1024
+FEWEST_ROWS = 4  # of a product in float32: BLAS takes other kernels for fewer
 DENSE = 5 / 3  # positions of whole slots for each one needed, up to which reading them takes less time than a copy
 POSITIONS = {"position_ids", "cache_position"}  # tensors that attention may be given and need not read
 QUERY_STEP = 128  # queries at a time: keys after all of them are left out; with half as many a pass takes 5 % longer
@@ -289,14 +290,14 @@ def slot_attention(
         seen = frame.earliest + first if sliding_window is None else 0
         folded = scaled[:, :, first:last].reshape(rows, kv_heads, group * n, dim)
         # A product with keys or values that do not lie densely would copy them element by element.
-        scores = torch.matmul(folded, key[:, :, :reach].contiguous().transpose(2, 3))
+        scores = _product(folded, key[:, :, :reach].contiguous().transpose(2, 3))
         scores = scores if exact else scores.float().mul_(scale)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
         scores = scores.view(rows, kv_heads, group, n, reach)
         scores[..., seen:].add_(mask[:, :, None, first:last, seen:reach])
         weights = _softmax(scores, s_aux).to(query.dtype).reshape(rows, kv_heads, group * n, reach)
-        parts.append(_weighted(weights, value[:, :, :reach]).view(rows, heads, n, -1).transpose(1, 2))
+        parts.append(_weighted(weights, value[:, :, :reach]).reshape(rows, heads, n, -1).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
 
 
@@ -327,16 +328,29 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.softmax(torch.cat((scores, more), -1), -1)[..., : scores.shape[-1]]
 
 
+def key_block(dtype: torch.dtype) -> int:
+    """Of how many keys one product sums the values; float32 ones are left to BLAS, which parts longer sums anew."""
+    return 128 if dtype == torch.float32 else 1024
+
+
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
     """The product `(rows, kv_heads, queries, head_dim)`, to which keys of weight 0 after the last one add nothing."""
-    keys = weights.shape[-1]
-    if keys <= KEY_BLOCK:
-        return torch.matmul(weights, value.contiguous())
-    total = torch.matmul(weights[..., :KEY_BLOCK], value[:, :, :KEY_BLOCK]).float()
-    for first in range(KEY_BLOCK, keys, KEY_BLOCK):
-        last = first + KEY_BLOCK
-        total += torch.matmul(weights[..., first:last], value[:, :, first:last])
+    keys, block = weights.shape[-1], key_block(value.dtype)
+    if keys <= block:
+        return _product(weights, value.contiguous())
+    total = _product(weights[..., :block], value[:, :, :block]).float()
+    for first in range(block, keys, block):
+        last = first + block
+        total += _product(weights[..., first:last], value[:, :, first:last])
     return total.to(value.dtype)
+
+
+def _product(rows: Tensor, others: Tensor) -> Tensor:
+    """`rows @ others`, every row the same whatever their number."""
+    n = rows.shape[-2]
+    if rows.dtype != torch.float32 or n >= FEWEST_ROWS:
+        return torch.matmul(rows, others)
+    return torch.matmul(torch.nn.functional.pad(rows, (0, 0, 0, FEWEST_ROWS - n)), others)[..., :n, :]
 
 
 def register() -> None:
