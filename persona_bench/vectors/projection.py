@@ -138,8 +138,8 @@ def project_transcripts(
 
     One pass a transcript, in batches of like length. It ends at the last layer asked for, never runs the vocabulary
     projection and keeps no residual stream; what several transcripts of a chunk begin with is passed once. On a
-    processor a chunk is parted among engines side by side (`models.lanes`). In bfloat16 on a CPU none of that changes a
-    bit of the residual stream; the float32 products round by the shape of their pass. Transcripts longer than the
+    processor a chunk is parted among engines side by side (`models.lanes`). On an x86 CPU none of that changes a bit of
+    the residual stream; the products with directions round by the shape of their pass. Transcripts longer than the
     model's context have NaN for every token.
 
     Args:

@@ -121,13 +121,14 @@ _LIMITS = (
     "choices alone (stated_limits): that one is seen there does not show that it would be seen elsewhere.",
 )
 _REPRODUCTION = (
-    "On the same machine with the same package versions, on CPU in bfloat16, the same command gives the same bytes: "
+    "On the same machine with the same package versions, on an x86 CPU in the dtype that it computes in (the default: "
+    "bfloat16 with AVX-512 BF16 or AMX, else float32), the same command gives the same bytes: "
     "every table, claims.csv, judge.json and the numbers of every vector. Tests hold it.",
     "What differs even there: dates and timings in run.json, names, ids and usage in logs, and so the log ids that a "
     "vector's file and run.json name.",
-    "On another machine, on a GPU or in float32, responses are sampled from numbers that differ in their last digits: "
-    "the experiment is repeated, not its bytes. Expect scores, rates, correlations and accuracies within the intervals "
-    "about as often as a repeated measurement is, vectors that point nearly the same way, and other verdicts near "
+    "On another machine or a GPU, or in another dtype, responses are sampled from numbers that differ in their last "
+    "digits: the experiment is repeated, not its bytes. Expect scores, rates, correlations and accuracies within the "
+    "intervals about as often as a repeated measurement is, vectors that point nearly the same way, and other verdicts near "
     "their thresholds; `persona-bench compare FIRST SECOND` says how far two runs agree.",
     "A repetition may choose another layer, and then all that is in units of a vector is other (projections, shifts): "
     "their intervals hold the vector and its layer fixed.",
