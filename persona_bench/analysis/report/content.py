@@ -128,8 +128,8 @@ _REPRODUCTION = (
     "vector's file and run.json name.",
     "On another machine or a GPU, or in another dtype, responses are sampled from numbers that differ in their last "
     "digits: the experiment is repeated, not its bytes. Expect scores, rates, correlations and accuracies within the "
-    "intervals about as often as a repeated measurement is, vectors that point nearly the same way, and other verdicts near "
-    "their thresholds; `persona-bench compare FIRST SECOND` says how far two runs agree.",
+    "intervals about as often as a repeated measurement is, vectors that point nearly the same way, and other verdicts "
+    "near their thresholds; `persona-bench compare FIRST SECOND` says how far two runs agree.",
     "A repetition may choose another layer, and then all that is in units of a vector is other (projections, shifts): "
     "their intervals hold the vector and its layer fixed.",
     "The same everywhere: questions, prompts, conditions, cells and their relative doses, halves, seeds, how many "
