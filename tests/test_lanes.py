@@ -21,8 +21,8 @@ from persona_bench.models.sampling import Sampling
 from persona_bench.vectors.projection import project_transcripts
 from persona_bench.vectors.transcripts import read_transcripts
 from tests.conftest import talking, tiny_vector
-from tests.test_projection import bfloat16, conversation, written
-from tests.test_reading import no_bfloat16
+from tests.test_projection import conversation, in_use, written
+from tests.test_reading import only_x86
 
 
 @pytest.fixture(params=[2, 5])
@@ -33,13 +33,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 def test_side_by_side_and_alone_are_bit_equal(
     kind: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = written(tmp_path / "in.jsonl", [conversation(i) for i in range(40)])
-    loaded, unit = bfloat16(kind), tiny_vector().directions["persona"][None]
+    loaded, unit = in_use(kind), tiny_vector().directions["persona"][None]
     found, told = [], list[str]()
     for least in (10**6, 16):
         monkeypatch.setattr(lanes, "LANE_TOKENS", least)
@@ -71,9 +71,9 @@ def test_each_has_its_threads_and_its_modules_on_the_same_weights(threads: int) 
     assert side_by_side.run([lambda own: own]) == [engine] and side_by_side.run([]) == []
 
 
-@no_bfloat16
+@only_x86
 def test_weights_are_laid_out_once_for_all(threads: int) -> None:
-    engine = Engine(bfloat16())
+    engine = Engine(in_use())
     Lanes(engine).run([lambda own: own.run([Row((1, 2, 3), alternatives=(4,))])] * threads)
     layer: Any = engine.loaded.blocks[0].get_submodule("mlp.up_proj")
     assert len(layer._layout) == 1 and engine.prefill_tokens == 0

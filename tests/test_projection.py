@@ -38,7 +38,7 @@ from persona_bench.vectors.table_file import Column
 from persona_bench.vectors.transcripts import read_transcripts, transcript
 from tests.builders import CONFIGS
 from tests.conftest import one_line, talking, tiny_tokenizer, tiny_vector
-from tests.test_reading import in_bfloat16, no_bfloat16, passes
+from tests.test_reading import DTYPE, in_its_dtype, only_x86, passes
 from tests.test_steering import reference_states
 
 WORDS = "rain snow river stone bread light paper green seven window".split()
@@ -70,8 +70,8 @@ def cells(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def bfloat16(kind: str = "llama") -> LoadedModel:
-    return replace(in_bfloat16(kind), tokenizer=tiny_tokenizer())
+def in_use(kind: str = "llama") -> LoadedModel:
+    return replace(in_its_dtype(kind), tokenizer=tiny_tokenizer())
 
 
 # The numbers
@@ -103,11 +103,11 @@ def test_projections_are_those_of_a_plain_pass(kind: str, tmp_path: Path, monkey
             assert float(row[column]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-@no_bfloat16
+@pytest.mark.skipif(DTYPE is not torch.bfloat16, reason="this processor does not compute in bfloat16")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gpt_neox", "gpt2"])
 def test_projections_are_right_to_bfloat16_s_accuracy(kind: str, tmp_path: Path) -> None:
     """As near to the float32 pass as transformers' own bfloat16 pass is, a projection being at most |h| long."""
-    loaded, exact, made = bfloat16(kind), talking(kind), tiny_vector()
+    loaded, exact, made = in_use(kind), talking(kind), tiny_vector()
     items = [conversation(i) for i in range(8)]
     project_file(Engine(loaded), made, written(tmp_path / "in.jsonl", items), tmp_path / "o.csv", by="token")
     ours = pd.read_csv(tmp_path / "o.csv")
@@ -123,12 +123,12 @@ def test_projections_are_right_to_bfloat16_s_accuracy(kind: str, tmp_path: Path)
     assert np.mean(off) <= 1.3 * np.mean(reference_off) and np.mean(off) < 0.05 * np.mean(size)
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 def test_alone_and_batched_are_bit_equal(kind: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written(tmp_path / "in.jsonl", [conversation(i) for i in range(12)])
-    loaded, found = bfloat16(kind), []
+    loaded, found = in_use(kind), []
     for chunk in (1, 5, 512):
         monkeypatch.setattr(transcripts, "CHUNK", chunk)
         project_file(Engine(loaded), tiny_vector(), source, tmp_path / "o.parquet", by=by)
@@ -137,9 +137,9 @@ def test_alone_and_batched_are_bit_equal(kind: str, by: str, tmp_path: Path, mon
 
 
 @pytest.mark.weights
-@no_bfloat16
+@only_x86
 def test_real_weights_agree_with_a_plain_pass(tmp_path: Path) -> None:
-    loaded = load("smollm2-135m", dtype="bfloat16", device="cpu")
+    loaded = load("smollm2-135m", dtype=str(DTYPE).removeprefix("torch."), device="cpu")
     made = tiny_vector(loaded.n_layers, loaded.d_model)
     items = [conversation(i) for i in (1, 5)]
     engine = Engine(loaded)

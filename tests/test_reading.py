@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ from tests.builders import CONFIGS, tiny
 from tests.conftest import one_line, talking
 from tests.test_steering import ANSWER, PROMPT, mixed_rows, reference_states, vector
 
-no_bfloat16 = pytest.mark.skipif(
-    default_dtype(torch.device("cpu")) is not torch.bfloat16,
-    reason="the guarantee is for bfloat16, which this processor does not compute in",
+only_x86 = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="the guarantee is for processors of this kind"
 )
+DTYPE = default_dtype(torch.device("cpu"))
+"""What this processor computes in: bfloat16, or float32."""
 LAYERS = (1, 3, 4)
 SPANS = ((0, 3), (4, 6), (len(PROMPT), len(PROMPT + ANSWER)), (5, 6))
 N_TOKENS = len(PROMPT + ANSWER)
@@ -211,22 +213,22 @@ def test_directions_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
 # Alone and together
 
 
-def in_bfloat16(kind: str) -> LoadedModel:
+def in_its_dtype(kind: str) -> LoadedModel:
     loaded = tiny(kind)
-    loaded.model.to(torch.bfloat16)
-    return replace(loaded, dtype=torch.bfloat16)
+    loaded.model.to(DTYPE)
+    return replace(loaded, dtype=DTYPE)
 
 
 def all_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma2", "gpt_neox", "gpt2"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_alone_and_batched_are_bit_equal(kind: str, shared: bool) -> None:
-    """In bfloat16, of which the engine promises it; `test_invariance` asks the same of real weights."""
-    loaded = in_bfloat16(kind)
+    """In the processor's dtype, of which the engine promises it; `test_invariance` asks the same of real weights."""
+    loaded = in_its_dtype(kind)
     rows = readings(40, shared=shared)
     alone = [read(Engine(loaded).run([row])[0]) for row in rows[:12]]
     for max_batch in (3, 64):
@@ -264,7 +266,7 @@ def test_a_steered_row_is_read_after_steering() -> None:
 # What a pass holds
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt_neox", "gpt2"])
 def test_a_pass_that_holds_one_layer_reads_what_one_that_holds_all_does(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -278,10 +280,10 @@ def test_a_pass_that_holds_one_layer_reads_what_one_that_holds_all_does(
             held.append(self)
 
     monkeypatch.setattr(engines, "PassingCache", Passing)
-    one = [read(result) for result in Engine(in_bfloat16(kind)).run(rows)]
+    one = [read(result) for result in Engine(in_its_dtype(kind)).run(rows)]
     assert held and all(len(cache._keys) == len(cache._values) == 1 for cache in held)
     monkeypatch.setattr(engines, "PassingCache", lambda n_slots, capacity: SlotCache(4, n_slots, capacity))
-    assert all_equal(one, [read(result) for result in Engine(in_bfloat16(kind)).run(rows)])
+    assert all_equal(one, [read(result) for result in Engine(in_its_dtype(kind)).run(rows)])
 
 
 def test_a_passing_cache_takes_layers_of_different_shapes() -> None:
@@ -333,9 +335,9 @@ def test_the_pass_of_a_shared_question_goes_no_deeper(monkeypatch: pytest.Monkey
     assert counted["2"] < first["2"], "the questions are kept"
 
 
-@no_bfloat16
+@only_x86
 def test_a_prefix_that_was_read_is_no_use_to_what_goes_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = in_bfloat16("llama")
+    loaded = in_its_dtype("llama")
     rows = {layer: readings(6, shared=True, layers=(layer,)) for layer in (1, 3)}
     writers = [replace(row, reading=None, sampling=Sampling(3, temperature=0.0, ignore_eos=True)) for row in rows[1]]
     expected = {layer: [read(result) for result in Engine(loaded).run(some)] for layer, some in rows.items()}
@@ -351,19 +353,19 @@ def test_a_prefix_that_was_read_is_no_use_to_what_goes_deeper(monkeypatch: pytes
     assert set(counted) == {"1", "2", "3"} and set(counted.values()) == {1}
 
 
-@no_bfloat16
+@only_x86
 def test_rows_that_are_only_read_leave_the_cache_of_those_that_write_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row near the context's length would make every slot as long."""
-    loaded = in_bfloat16("llama")
+    loaded = in_its_dtype("llama")
     engine = Engine(loaded)
     with passes(loaded, monkeypatch) as counted:
         engine.run([multiplied(row, directions()) for row in readings(20, shared=False)])
     assert engine._cache is None and set(counted) == {"1", "2"}
 
 
-@no_bfloat16
+@only_x86
 def test_rows_of_several_depths_each_go_as_deep_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = in_bfloat16("llama")
+    loaded = in_its_dtype("llama")
     rows = [row for layer in (3, 1, 2) for row in readings(4, shared=False, layers=(layer,))]
     expected = [read(Engine(loaded).run([row])[0]) for row in rows]
     engine = Engine(loaded)
@@ -410,11 +412,11 @@ def same(first: RowResult, second: RowResult) -> bool:
     )
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
 def test_generating_rows_do_not_notice_readers(kind: str) -> None:
     """Steered, captured, generating rows and readers in one engine: each is as it is without the others."""
-    loaded = in_bfloat16(kind)
+    loaded = in_its_dtype(kind)
     rows, readers = mixed_rows(16), readings(24, shared=True)
     texts = Engine(loaded, max_batch=7).run(rows)
     seen = [read(result) for result in Engine(loaded, max_batch=7).run(readers)]
@@ -427,9 +429,9 @@ def test_generating_rows_do_not_notice_readers(kind: str) -> None:
     assert all_equal(seen, [read(together[id(row)]) for row in readers])
 
 
-@no_bfloat16
+@only_x86
 def test_readers_that_arrive_while_others_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = in_bfloat16("llama")
+    loaded = in_its_dtype("llama")
     slow = Row(PROMPT, sampling=Sampling(30, temperature=0.0, ignore_eos=True))
     expected = Engine(loaded).run([slow])[0].tokens
     alone = read(Engine(loaded).run(readings(1, shared=False))[0])
@@ -447,11 +449,11 @@ def test_readers_that_arrive_while_others_generate(monkeypatch: pytest.MonkeyPat
     assert text.result().tokens == expected and np.array_equal(read(reader.result()), alone)
 
 
-@no_bfloat16
+@only_x86
 def test_a_reading_pass_that_does_not_fit_is_halved(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = in_bfloat16("llama")
+    loaded = in_its_dtype("llama")
     rows = readings(20, shared=True)
     expected = [read(result) for result in Engine(loaded).run(rows)]
     engine = Engine(loaded, max_batch=16)
@@ -560,11 +562,11 @@ def test_eight_bits_read_nearly_the_same(kind: str, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(exact, coarse) is (kind == "gpt2"), "its layers are no nn.Linear and stay as they are"
 
 
-@no_bfloat16
+@only_x86
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "gpt_neox"])
 def test_eight_bits_are_bit_equal_alone_and_batched(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "is_fast", lambda: True)
-    reading = reader(in_bfloat16(kind))
+    reading = reader(in_its_dtype(kind))
     rows = readings(40, shared=True)
     alone = [read(Engine(reading).run([row])[0]) for row in rows[:12]]
     for max_batch in (3, 64):

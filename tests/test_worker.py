@@ -16,8 +16,8 @@ from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.worker import LANES, SWITCH_SECONDS, Worker
 from tests.builders import tiny
-from tests.test_projection import bfloat16
-from tests.test_reading import no_bfloat16
+from tests.test_projection import in_use
+from tests.test_reading import only_x86
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -40,11 +40,11 @@ def rows(n: int) -> list[Row]:
     ]
 
 
-@no_bfloat16
+@only_x86
 def test_lanes_give_what_one_engine_gives(threads: int) -> None:
-    alone = Engine(bfloat16("llama"))
+    alone = Engine(in_use("llama"))
     expected = [result.tokens for result in alone.run(rows(300))]
-    worker, loaded = Worker(), bfloat16("llama")
+    worker, loaded = Worker(), in_use("llama")
     engine = worker.engine(loaded, max_batch=16)
     with worker._changed:  # lanes wait until all are shared out
         futures = [future for row in rows(300) for future in worker.submit(engine, [row])]

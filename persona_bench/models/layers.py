@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from persona_bench.models.loaded import LoadedModel, find_blocks, shallow_copy
 from persona_bench.models.loading import default_dtype
@@ -39,9 +40,9 @@ _making = threading.Lock()
 class DirectLinear(nn.Module):
     """A linear layer multiplied by oneDNN; its `weight` and `bias` stay what they were."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | Conv1D) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.turned = linear.weight, linear.bias, isinstance(linear, Conv1D)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(..., d_in)` to `(..., d_out)`, each of two rows or more the same whatever the others are."""
@@ -49,7 +50,8 @@ class DirectLinear(nn.Module):
         return outputs
 
     def _weights(self) -> Tensor:
-        return self.weight.detach()
+        """`(d_out, d_in)`."""
+        return self.weight.detach().t() if self.turned else self.weight.detach()
 
 
 class PackedLinear(DirectLinear):
@@ -64,7 +66,7 @@ class PackedLinear(DirectLinear):
         if not self._layout:
             with _making:
                 if not self._layout:
-                    self._layout.append(torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS))
+                    self._layout.append(torch.ops.mkldnn._reorder_linear_weight(super()._weights(), ROWS))
         return self._layout[0]
 
 
@@ -117,6 +119,8 @@ def _with_such_layers(loaded: LoadedModel) -> LoadedModel:
         replace_linears(model, PackedLinear)
     elif loaded.dtype == torch.float32:  # torch multiplies bfloat16 with the same kernels
         replace_linears(model, DirectLinear)
+    if loaded.dtype == torch.float32:
+        replace_layers(model, lambda layer: DirectLinear(layer) if isinstance(layer, Conv1D) else None)
     replace_layers(model, partial(_slim, dtype=loaded.dtype))
     return replace(loaded, model=model, blocks=list(find_blocks(model)))
 
