@@ -380,14 +380,15 @@ def test_memory_failure_halves_the_batch(caplog: pytest.LogCaptureFixture, monke
     rows = mixed_rows(20)
     expected = [result.tokens for result in Engine(loaded).run(rows)]
     engine = Engine(loaded, max_batch=16)
-    forward = loaded.decoder.forward
+    decoder = engine.loaded.decoder
+    forward = decoder.forward
 
     def cramped(*args: Any, **kwargs: Any) -> Any:
         if kwargs["input_ids"].shape[0] > 5:
             raise torch.OutOfMemoryError("planted")
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(loaded.decoder, "forward", cramped)
+    monkeypatch.setattr(decoder, "forward", cramped)
     assert [result.tokens for result in engine.run(rows)] == expected
     assert engine.max_batch == 4
     assert "did not fit in memory" in caplog.text
