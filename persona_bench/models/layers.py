@@ -4,7 +4,7 @@
   step of few rows takes half the time and a large pass some 5 % less.
 - Torch multiplies float32 matrices with BLAS, whose last bits hang on the number of rows. The kernels that multiply
   bfloat16 ones (oneDNN's) take float32 too: a row's bits are the same among any others, and where measured, on AVX2,
-  decoding steps take half the time and large passes four fifths.
+  products of 64 rows take half the time and those of 2,048 four fifths.
 - The RMS norm of transformers makes five tensors of the residual stream's size; three are enough. Its gated
   feed-forward layer makes four of its width; two are.
 
