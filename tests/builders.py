@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
 from persona_bench.models.attention import ATTENTION_NAME, register
 from persona_bench.models.loaded import LoadedModel, prepare
+from persona_bench.models.loading import default_dtype
+
+DTYPE = default_dtype(torch.device("cpu"))
+"""What this processor computes in, bfloat16 or float32: of it the engine promises that rows do not hang on others."""
+only_x86 = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="the promise is for processors of this kind"
+)
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 128}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,20 +14,14 @@ import torch
 from persona_bench.models.chat import prompt_ids, shared_length
 from persona_bench.models.engine import Engine
 from persona_bench.models.loaded import LoadedModel
-from persona_bench.models.loading import default_dtype, load
+from persona_bench.models.loading import load
 from persona_bench.models.reading import reader, reading_row
 from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
+from tests.builders import DTYPE, only_x86
 
-pytestmark = [
-    pytest.mark.weights,
-    pytest.mark.skipif(
-        platform.machine().lower() not in ("x86_64", "amd64"), reason="the guarantee is for processors of this kind"
-    ),
-]
-DTYPE = str(default_dtype(torch.device("cpu"))).removeprefix("torch.")
-"""What this processor computes in: bfloat16, or float32."""
+pytestmark = [pytest.mark.weights, only_x86]
 N_ROWS = 64
 QUESTIONS = (
     "What is the capital of France?",
@@ -44,7 +37,7 @@ SYSTEMS = (
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load("smollm2-135m", dtype=DTYPE, device="cpu")
+    return load("smollm2-135m", dtype=str(DTYPE).removeprefix("torch."), device="cpu")
 
 
 def _vector(loaded: LoadedModel, seed: int) -> torch.Tensor:

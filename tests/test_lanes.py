@@ -20,9 +20,9 @@ from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.vectors.projection import project_transcripts
 from persona_bench.vectors.transcripts import read_transcripts
+from tests.builders import only_x86
 from tests.conftest import talking, tiny_vector
 from tests.test_projection import conversation, in_use, written
-from tests.test_reading import only_x86
 
 
 @pytest.fixture(params=[2, 5])

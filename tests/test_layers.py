@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 from typing import Any
 
@@ -27,17 +26,13 @@ from persona_bench.models.layers import (
     replace_layers,
 )
 from persona_bench.models.loaded import LoadedModel, prepare
-from persona_bench.models.loading import default_dtype, load
+from persona_bench.models.loading import load
 from persona_bench.models.rows import Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture
-from tests.builders import tiny
+from tests.builders import DTYPE, only_x86, tiny
 
-pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="the layers are for processors of this kind"
-)
-DTYPE = default_dtype(torch.device("cpu"))
-"""What this processor computes in: bfloat16, or float32."""
+pytestmark = only_x86
 OTHER = torch.bfloat16 if DTYPE is torch.float32 else torch.float32
 SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536), (128, 896), (4864, 896), (896, 4864), (1536, 8960))
 """Outputs and inputs of the linear layers of SmolLM2-135M, Qwen2.5-0.5B and (the last) 1.5B."""

@@ -36,9 +36,9 @@ from persona_bench.vectors.beginnings import shared_beginnings
 from persona_bench.vectors.projection import BY, COLUMNS, TRACE_COLUMNS, Projected, project_file, trace_layer
 from persona_bench.vectors.table_file import Column
 from persona_bench.vectors.transcripts import read_transcripts, transcript
-from tests.builders import CONFIGS
+from tests.builders import CONFIGS, DTYPE, only_x86
 from tests.conftest import one_line, talking, tiny_tokenizer, tiny_vector
-from tests.test_reading import DTYPE, in_its_dtype, only_x86, passes
+from tests.test_reading import in_its_dtype, passes
 from tests.test_steering import reference_states
 
 WORDS = "rain snow river stone bread light paper green seven window".split()

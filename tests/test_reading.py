@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +21,14 @@ from persona_bench.models.chat import prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.layers import accelerated
 from persona_bench.models.loaded import LoadedModel
-from persona_bench.models.loading import default_dtype
 from persona_bench.models.reading import READ_DEPTH, reader, reading_row
 from persona_bench.models.rows import Reading, Row, RowResult
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.steering import Capture, Intervention
-from tests.builders import CONFIGS, tiny
+from tests.builders import CONFIGS, DTYPE, only_x86, tiny
 from tests.conftest import one_line, talking
 from tests.test_steering import ANSWER, PROMPT, mixed_rows, reference_states, vector
 
-only_x86 = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="the guarantee is for processors of this kind"
-)
-DTYPE = default_dtype(torch.device("cpu"))
-"""What this processor computes in: bfloat16, or float32."""
 LAYERS = (1, 3, 4)
 SPANS = ((0, 3), (4, 6), (len(PROMPT), len(PROMPT + ANSWER)), (5, 6))
 N_TOKENS = len(PROMPT + ANSWER)

@@ -15,9 +15,8 @@ from persona_bench.models.engine import Engine
 from persona_bench.models.rows import Row
 from persona_bench.models.sampling import Sampling
 from persona_bench.models.worker import LANES, SWITCH_SECONDS, Worker
-from tests.builders import tiny
+from tests.builders import only_x86, tiny
 from tests.test_projection import in_use
-from tests.test_reading import only_x86
 
 
 @pytest.fixture(params=[1, 2, 5])
