@@ -141,8 +141,8 @@ def compare(first: Path, second: Path, out: Path | None, note: str | None) -> No
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--out", default="results", type=click.Path(path_type=Path), help="Results folder.", **SHOWN)
 @click.option("--allow-quick", is_flag=True, help="Also a run of preset quick, which git ignores under results/.")
-@click.option("--part", default="", help="Name it so, beside a run of this preset with other traits or evals.")
-def publish(run_folder: Path, out: Path, allow_quick: bool, part: str) -> None:
+@click.option("--part", default=None, help="Name it so, beside a run of this preset with other traits or evals.")
+def publish(run_folder: Path, out: Path, allow_quick: bool, part: str | None) -> None:
     """Write the curated form of a finished run, to be committed: tables, claims, report, vectors and logs' headers.
 
     RUN is OUT/<model>/<preset> of `run` or `rejudge`. What is written names no path of this machine. Then
@@ -150,7 +150,7 @@ def publish(run_folder: Path, out: Path, allow_quick: bool, part: str) -> None:
     """
     from persona_bench.publishing import publish
 
-    tell(publish(run_folder, out, allow_quick, part))
+    tell(publish(run_folder, out, allow_quick, part or ""))
 
 
 @main.command()
