@@ -1,6 +1,7 @@
 """What finetuning does to the traits, and what steering while training prevents."""
 
 import json
+from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -36,6 +37,7 @@ def preventative_steering(
     adapters: str = "",
     method: Method = "auto",
     seed: int = 0,
+    traits_only: bool = False,
 ) -> Task:
     """Train an adapter unless it is there, and measure it: all traits, knowledge, and what it was meant to learn.
 
@@ -56,13 +58,18 @@ def preventative_steering(
         adapters: folder for adapters; by default results/<model>/<preset>/adapters.
         method: how the grader judges.
         seed: of the run.
+        traits_only: ask the traits' questions alone, neither MMLU nor held-out conversations: what training sets are
+            flagged is held against.
     """
     sizes, trial = load_finetuning_preset(preset), Trial(family, version, arm, train_seed)
     bench = set_up(sizes, preset, traits, vectors, layers, judged, released)
     model, learnt = trained_model(bench, trial, preset, base, adapters)
-    mmlu = load_mmlu(sizes.mmlu_questions, seed)
-    samples = _trait_samples(bench, trial) + _mmlu_samples(bench, trial, mmlu)
-    samples += _held_out_samples(bench, trial) + _recall_samples(bench, trial)
+    samples, told = _trait_samples(bench, trial), dict[str, Any]()
+    if not traits_only:
+        mmlu = load_mmlu(sizes.mmlu_questions, seed)
+        samples += _mmlu_samples(bench, trial, mmlu)
+        samples += _held_out_samples(bench, trial) + _recall_samples(bench, trial)
+        told["mmlu"] = {"source": mmlu.source, "left_out": dict(mmlu.counts)}
     hashes = {name: file.vector.hash for name, file in bench.files.items()}
     return Task(
         dataset=MemoryDataset(samples, name=f"finetuned-{trial.name}"),
@@ -73,7 +80,7 @@ def preventative_steering(
             "name": trial.name,
             "trial": vars(trial),
             "vectors": hashes,
-            "mmlu": {"source": mmlu.source, "left_out": dict(mmlu.counts)},
+            **told,
             **learnt,
         },
         version="1-A",

@@ -22,7 +22,8 @@ class Training(Limits):
     def finetune(self, vectors: dict[str, PersonaVector], layers: dict[str, int]) -> None:
         """Train every trial's adapter and measure it before the next: a process holds one's merged weights at a time.
 
-        For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base.
+        For data flagging alone, those that it holds training sets against: plain ones of the first seed, and the base,
+        which are asked the traits' questions alone where an earlier call did not measure all of them.
         """
         from evals.preventative_steering import preventative_steering
 
@@ -30,17 +31,20 @@ class Training(Limits):
         if not wanted or not self._finetuned_traits:
             return
         shared = self._training_arguments(vectors, layers)
-        planned = {
-            f"finetuning/{trial.name}": partial(
+        planned: dict[str, Planned] = {}
+        for trial in self._trials(tuple(vectors)):
+            folder, only = f"finetuning/{trial.name}", dict[str, Any]()
+            if not self._wants("preventative_steering") and not (self.folder / "logs" / folder).exists():
+                folder, only = f"finetuning-traits/{trial.name}", {"traits_only": True}
+            planned[folder] = partial(
                 preventative_steering,
                 family=trial.family,
                 version=trial.version,
                 arm=trial.arm,
                 train_seed=trial.seed,
+                **only,
                 **shared,
             )
-            for trial in self._trials(tuple(vectors))
-        }
         self._one_by_one("finetuning", planned)
 
     def _trials(self, traits: tuple[str, ...]) -> list[Trial]:
