@@ -285,8 +285,8 @@ def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
     assert sorted(name for name in logs if name.startswith("prev")) == sorted(
         f"preventative_steering/{name}" for name in (*plain, "base")
     )
-    kinds = {sample.metadata["kind"] for name, log in logs.items() if name[:4] == "prev" for sample in log.samples or []}
-    assert kinds == {"trait"}  # nothing else of them is held against
+    asked = [sample for name, log in logs.items() if name.startswith("prev") for sample in log.samples or []]
+    assert {sample.metadata["kind"] for sample in asked} == {"trait"}  # of nothing else is made use
     flagged = sorted(name.removeprefix("data_flagging/") for name in logs if name.startswith("data_flagging"))
     assert flagged == sorted(
         ["mixture", "corpus", *(f"{pool}-{pick}-sycophancy" for pool in ("mixture", "corpus") for pick in PICKS)]
