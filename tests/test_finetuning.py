@@ -20,7 +20,7 @@ from persona_bench.models.adapters import _quiet, attach, hash_adapter, merge, o
 from persona_bench.models.chat import end_of_response, prompt_ids, response_ids
 from persona_bench.models.engine import Engine
 from persona_bench.models.finetuning import CHECKPOINT, HISTORY, Penalty, Probe, TrainingSettings, finetune
-from persona_bench.models.loaded import LoadedModel, prepare
+from persona_bench.models.loaded import LoadedModel, find_blocks, prepare
 from persona_bench.models.loading import load
 from persona_bench.models.rows import Row
 from persona_bench.models.steering import Intervention
@@ -238,6 +238,18 @@ def test_ablated_direction_is_gone_while_training() -> None:
     for layer, hidden in seen.items():
         products = hidden @ torch.nn.functional.normalize(vector(layer), dim=0)
         assert float(products[batch.position_masks[2, :, :, 0] > 0].abs().max()) < 1e-4
+
+
+def test_a_pass_for_states_alone_ends_at_the_last_of_them() -> None:
+    loaded = talking()
+    batch, own = collate(laid_out(loaded, 3), loaded.device), own_copy(loaded)
+    watched, reached = finetuning._Watched(own, loaded, 3), list[int]()
+    for number, block in enumerate(find_blocks(own), 1):
+        block.register_forward_pre_hook(lambda *_, number=number: reached.append(number))
+    _, ended = watched.forward(batch, [1, 2], intervene=False, deeper=False)
+    assert reached == [1, 2]
+    hidden, seen = watched.forward(batch, [1, 2], intervene=False)
+    assert all(torch.equal(ended[layer], seen[layer]) for layer in (1, 2)) and hidden.shape[:2] == batch.ids.shape
 
 
 def test_penalty_is_the_squared_shift_and_holds_the_projection(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from persona_bench.errors import DataError, ModelError, TrainingError, VectorError, first_line
 from persona_bench.files import atomic_path, file_lock, write_atomic
 from persona_bench.models.adapters import attach, hash_adapter, own_copy, save_adapter, trained_parameters
+from persona_bench.models.capturing import DeepEnoughError, end_at
 from persona_bench.models.loaded import LoadedModel, find_blocks
 from persona_bench.models.steering import Intervention, ResidualHooks
 from persona_bench.models.training_data import Batch, Example, collate, draw_order
@@ -337,7 +338,7 @@ class _Training:
         if self.before is None:
             return total
         with torch.no_grad():
-            _hidden, reference = self.before.forward(batch, [item.layer for item in self.penalties])
+            _hidden, reference = self.before.forward(batch, [item.layer for item in self.penalties], deeper=False)
         weights = batch.trained / batch.trained.sum(1, keepdim=True)
         for item in self.penalties:
             moved = ((seen[item.layer] - reference[item.layer]) * weights[:, :, None]).sum(1)
@@ -354,7 +355,7 @@ class _Training:
         for start in range(0, len(self.probe.prompts), self.settings.batch_size):
             prompts = self.probe.prompts[start : start + self.settings.batch_size]
             batch = collate([Example(ids, ()) for ids in prompts], self.loaded.device)
-            _hidden, seen = self.watched.forward(batch, layers, intervene=False)
+            _hidden, seen = self.watched.forward(batch, layers, intervene=False, deeper=False)
             for layer in layers:
                 last[layer] += [seen[layer][row, len(ids) - 1] for row, ids in enumerate(prompts)]
         return {
@@ -422,20 +423,27 @@ class _Watched:
             self.hooks.occupy(slot, tuple(interventions))
 
     def forward(
-        self, batch: Batch, layers: Sequence[int], *, intervene: bool = True
+        self, batch: Batch, layers: Sequence[int], *, intervene: bool = True, deeper: bool = True
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Final hidden states `(rows, tokens, d_model)`, and float32 residual streams at the layers asked for."""
+        """Final hidden states `(rows, tokens, d_model)`, and float32 residual streams at the layers asked for.
+
+        With `deeper` false the pass ends at the last of these layers, and there are no final states.
+        """
         seen: dict[int, Tensor] = {}
 
         def keep(layer: int, hidden: Tensor) -> None:
             if layer in layers:
                 seen[layer] = hidden.float()
+            if not deeper:
+                end_at(max(layers), layer, hidden)
 
         low = 0 if intervene else self.n_rows
         self.hooks.begin(low, low + len(batch.ids), batch.position_masks, None)
         self.hooks.reader = keep if layers else None
         try:
             hidden = self.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
+        except DeepEnoughError:
+            hidden = torch.empty(0)
         finally:
             self.hooks.end()
         return hidden, seen
