@@ -225,6 +225,30 @@ def test_the_difference_is_against_the_models_own_response(folder: Path, vectors
     assert model[: len(kept)] == pytest.approx(model[len(kept) :], abs=1e-5)
 
 
+def test_a_prompt_that_several_samples_answer_is_answered_once(
+    folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_bench.models.engine import Engine
+
+    prompts, run = list[tuple[int, ...]](), Engine.run
+
+    def counted(self: Engine, rows: Sequence[Any], *others: Any) -> Any:
+        prompts.extend(row.prompt for row in rows if row.sampling is not None)
+        return run(self, rows, *others)
+
+    monkeypatch.setattr(Engine, "run", counted)
+    made = [item(asked, said) for asked in ("What is rain?", "What is ice?") for said in ("Water.", "Cold.", "A b c.")]
+    source, every = tmp_path / "x.jsonl", {"measures": ("response", "difference"), "options": {"max_tokens": 8}}
+    together, _ = scanned(folder, vectors, write(source, made), tmp_path / "out.parquet", **every)
+    assert len(prompts) == len(set(prompts)) == 2
+    monkeypatch.setattr(inputs, "SHARD_ROWS", 1)
+    alone, _ = scanned(folder, vectors, source, tmp_path / "alone.parquet", **every)
+    assert len(prompts) == 2 + len(made)
+    for name in together.columns[6:]:
+        assert together[name].notna().all()
+        assert together[name].to_numpy() == pytest.approx(alone[name].to_numpy(), rel=0.02, abs=0.02), name
+
+
 def test_sharing_prefixes_and_batching_by_length_change_no_value(
     folder: Path, vectors: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

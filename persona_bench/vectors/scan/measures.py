@@ -226,24 +226,21 @@ class Scanner:
         limit = self.engine.loaded.max_length
         fitting = [item for item in items if len(item.ids) <= limit and item.n_prompt < limit]
         capture = Capture(self._unit, prompt_last=False)
-        rows = [
-            Row(
-                item.ids[: item.n_prompt],
-                sampling=Sampling(
-                    self.settings.max_tokens,
-                    temperature=self.settings.temperature,
-                    seed=_seed(samples[item.index], self.settings.seed),
-                ),
-                capture=capture,
-                shared_prefix=item.n_head,
-            )
-            for item in fitting
-        ]
+        # A prompt that several samples answer, as versions of a training set do, is answered once.
+        asked: dict[tuple[tuple[int, ...], int], Row] = {}
+        keys = []
+        for item in fitting:
+            prompt, seed = item.ids[: item.n_prompt], _seed(samples[item.index], self.settings.seed)
+            keys.append((prompt, seed))
+            drawn = Sampling(self.settings.max_tokens, temperature=self.settings.temperature, seed=seed)
+            asked[prompt, seed] = Row(prompt, sampling=drawn, capture=capture, shared_prefix=item.n_head)
+        results = dict(zip(asked, self.engine.run(list(asked.values())), strict=True))
         out = {}
-        for item, result in zip(fitting, self.engine.run(rows), strict=True):
+        for item, key in zip(fitting, keys, strict=True):
             # A model that ends at once has no response to compare with.
-            if result.projections is not None and result.projections.response_mean is not None:
-                out[item.index] = result.projections.response_mean[:, list(self.settings.layers)]
+            found = results[key].projections
+            if found is not None and found.response_mean is not None:
+                out[item.index] = found.response_mean[:, list(self.settings.layers)]
         return out
 
 
