@@ -29,8 +29,9 @@ docs: setup
 	$(BIN)/python -m persona_bench.definitions.claims_page docs/claims.md
 	$(BIN)/python -m persona_bench.publishing
 
+# A process a core, up to four as some load models, each with one thread; a file's tests stay together.
 test: check
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile --durations 20
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
