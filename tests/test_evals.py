@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai._cli.util import parse_cli_args
 from inspect_ai.dataset import Sample
-from inspect_ai.log import EvalLog, read_eval_log
+from inspect_ai.log import EvalLog, read_eval_log, write_eval_log
 from inspect_ai.model import Model, ModelOutput, get_model
 
 import evals._registry as registry
@@ -520,6 +521,18 @@ def test_broken_logs_are_refused(tmp_path: Path, read: dict[str, EvalLog]) -> No
     one_line(failed, "judge_validity")
     (tmp_path / "none").mkdir()
     assert read_logs(tmp_path / "none") == {}
+
+
+def test_of_two_logs_with_one_name_the_one_begun_last_counts(tmp_path: Path, read: dict[str, EvalLog]) -> None:
+    name, log = "judge_validity/evil", read["judge_validity/evil"]
+    begun = Path(log.location).name
+    assert re.match(r"\d{4}-\d\d-\d\dT", begun)
+    for folder, year in (("b", "2001"), ("a", "2002")):
+        (tmp_path / folder).mkdir()
+        again = log.model_copy(update={"eval": log.eval.model_copy(update={"eval_id": year})})
+        write_eval_log(again, str(tmp_path / folder / f"{year}{begun[4:]}"))
+    os.utime(tmp_path / "b" / f"2001{begun[4:]}", (2e9, 2e9))  # as when it was copied, or judged again
+    assert {key: found.eval.eval_id for key, found in read_logs(tmp_path).items()} == {name: "2002"}
 
 
 def test_a_sample_without_a_score_is_unscored_in_the_frames(read: dict[str, EvalLog]) -> None:

@@ -31,7 +31,7 @@ from persona_bench.vectors.vector import PersonaVector
 
 
 def read_logs(folder: Path, task: str = "") -> dict[str, EvalLog]:
-    """The finished logs under a folder by logical name (`task/trait`); of two with one name the newest counts.
+    """The finished logs under a folder by logical name (`task/trait`); of two with one name the one begun last counts.
 
     Args:
         folder: and those below it.
@@ -42,7 +42,8 @@ def read_logs(folder: Path, task: str = "") -> dict[str, EvalLog]:
         RunError: a log did not end well, or holds samples that failed.
     """
     logs: dict[str, EvalLog] = {}
-    for info in sorted(list_eval_logs(str(folder)), key=lambda item: item.mtime or 0):
+    # Their names begin with when they did, which copies keep.
+    for info in sorted(list_eval_logs(str(folder)), key=lambda item: path_of(item).name):
         if task and read_log(info, header_only=True).eval.task.rsplit("/", 1)[-1] != task:
             continue
         log = read_log(info)
