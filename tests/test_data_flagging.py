@@ -255,6 +255,24 @@ def test_page_names_every_parameter_and_counts_the_samples() -> None:
 # In a run
 
 
+@pytest.mark.parametrize("evals", [("data_flagging",), ("data_flagging", "preventative_steering")])
+def test_all_is_measured_where_it_is_asked_for_or_was(
+    evals: tuple[str, ...], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.FINETUNING, "quick", replace(SMALL, families=("sycophancy",)))
+    settings = pipeline.Settings(model=str(folder), traits=("sycophancy",), evals=evals, grader="mockllm/model")
+    work, planned = pipeline.Run(settings, tmp_path / "run", lambda _: None), dict[str, Any]()
+    work.load()
+    vector = tiny_vector(trait="sycophancy")
+    vector.save(work._vector_path("sycophancy"))
+    (tmp_path / "run" / "logs" / "finetuning" / "base").mkdir(parents=True)
+    monkeypatch.setattr(work, "_one_by_one", lambda _, found: planned.update(found))
+    work.finetune({"sycophancy": vector}, {"sycophancy": 2})
+    whole = {name for name, make in planned.items() if not make.keywords.get("traits_only")}
+    assert "finetuning/base" in planned and whole == {name for name in planned if name.startswith("finetuning/")}
+    assert whole == ({"finetuning/base"} if len(evals) == 1 else set(planned)) and len(planned) > 2
+
+
 def test_a_run_trains_what_it_needs_and_judges_sets_by_it(
     folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from persona_bench.models.steering import Capture, Intervention
 from tests.builders import DTYPE, only_x86
 
 pytestmark = [pytest.mark.weights, only_x86]
-N_ROWS = 40
+N_ROWS = 64
 QUESTIONS = (
     "What is the capital of France?",
     "Tell me about a town you like.",
@@ -150,7 +150,7 @@ def test_scores_are_the_same_with_and_without_a_shared_prefix(
 def test_a_row_is_the_same_beside_one_that_is_much_longer(loaded: LoadedModel) -> None:
     """Products over many keys are summed in an order that hangs on their number: that of the longest row."""
     draw = random.Random(0)
-    lengths = (90, 700, 1500)
+    lengths = (90, 150, 700, 1000, 1500)
     rows = [
         Row(tuple(draw.randrange(1000, 20000) for _ in range(n)), tuple(range(40, 90)), shared_prefix=shared)
         for n in lengths

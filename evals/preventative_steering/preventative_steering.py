@@ -58,8 +58,8 @@ def preventative_steering(
         adapters: folder for adapters; by default results/<model>/<preset>/adapters.
         method: how the grader judges.
         seed: of the run.
-        traits_only: ask the traits' questions alone, neither MMLU nor held-out conversations: all that `data_flagging`
-            needs.
+        traits_only: ask the traits' questions alone, neither MMLU nor held-out conversations nor facts: all that
+            `data_flagging` needs.
     """
     sizes, trial = load_finetuning_preset(preset), Trial(family, version, arm, train_seed)
     bench = set_up(sizes, preset, traits, vectors, layers, judged, released)

@@ -42,7 +42,7 @@ def read_logs(folder: Path, task: str = "") -> dict[str, EvalLog]:
         RunError: a log did not end well, or holds samples that failed.
     """
     logs: dict[str, EvalLog] = {}
-    # Their names begin with when they did, which copies keep.
+    # The name of a log begins with the time at which it was begun, and copying keeps it.
     for info in sorted(list_eval_logs(str(folder)), key=lambda item: path_of(item).name):
         if task and read_log(info, header_only=True).eval.task.rsplit("/", 1)[-1] != task:
             continue
